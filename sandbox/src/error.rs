@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -18,7 +20,7 @@ pub struct Error {
 }
 
 /// The stages of a container's life at which something of ours can fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
     /// Forking the zygote or talking to it.
     Zygote,
@@ -88,7 +90,10 @@ pub trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
     fn at(self, stage: Stage) -> Result<T> {
-        self.map_err(|source| Error { stage, source: source.into() })
+        self.map_err(|source| Error {
+            stage,
+            source: source.into(),
+        })
     }
 }
 

@@ -119,6 +119,13 @@ pub struct StepSpec {
     pub allow_failure: bool,
 }
 
+impl StepSpec {
+    /// Whether output beyond the limit ends the step.
+    pub(crate) fn kills_on_overflow(&self) -> bool {
+        self.output_overflow == OutputOverflow::Kill
+    }
+}
+
 impl std::fmt::Debug for StepSpec {
     /// Without stdin and environment: they are the client's and may hold secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -164,7 +171,9 @@ impl Cpus {
     /// `millis` thousandths of a CPU, or `None` below [`Cpus::MIN`].
     #[must_use]
     pub fn from_millis(millis: u32) -> Option<Self> {
-        NonZeroU32::new(millis).map(Self).filter(|cpus| *cpus >= Self::MIN)
+        NonZeroU32::new(millis)
+            .map(Self)
+            .filter(|cpus| *cpus >= Self::MIN)
     }
 
     /// Thousandths of a CPU.

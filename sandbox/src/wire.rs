@@ -20,9 +20,9 @@ use rustix::net::{
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The largest frame that a shim accepts: the files and stdin of a job, as the server bounded them.
-pub const MAX_SPEC_BYTES: usize = 256 << 20;
+pub(crate) const MAX_SPEC_BYTES: usize = 256 << 20;
 /// The largest frame of every other conversation.
-pub const MAX_FRAME_BYTES: usize = 8 << 20;
+pub(crate) const MAX_FRAME_BYTES: usize = 8 << 20;
 /// Descriptors that may travel with one frame.
 const MAX_DESCRIPTORS: usize = 8;
 /// One read from the socket.
@@ -53,7 +53,12 @@ pub(crate) struct Channel {
 impl Channel {
     /// A channel over a connected stream socket that accepts frames up to `max_frame_bytes`.
     pub(crate) fn new(socket: OwnedFd, max_frame_bytes: usize) -> Self {
-        Self { socket, received: Vec::new(), descriptors: VecDeque::new(), max_frame_bytes }
+        Self {
+            socket,
+            received: Vec::new(),
+            descriptors: VecDeque::new(),
+            max_frame_bytes,
+        }
     }
 
     /// Sends one frame with its descriptors, waiting while the socket is full.
@@ -89,7 +94,10 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "too many descriptors"));
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "too many descriptors",
+            ));
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let parts = [io::IoSlice::new(bytes)];
@@ -135,12 +143,17 @@ impl Channel {
     }
 
     fn take_frame<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        let Some(length) = self.received.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let Some(length) = self.received.first_chunk::<LENGTH_BYTES>() else {
+            return Ok(None);
+        };
         let length = u32::from_le_bytes(*length) as usize;
         if length > self.max_frame_bytes {
             return Err(io::Error::new(
                 ErrorKind::InvalidData,
-                format!("a frame of {length} bytes, at most {} are accepted", self.max_frame_bytes),
+                format!(
+                    "a frame of {length} bytes, at most {} are accepted",
+                    self.max_frame_bytes
+                ),
             ));
         }
         let end = LENGTH_BYTES + length;
@@ -164,14 +177,18 @@ impl Channel {
         let got = rustix::io::retry_on_intr(|| {
             rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags)
         });
-        self.received.truncate(filled + got.as_ref().map_or(0, |message| message.bytes));
+        self.received
+            .truncate(filled + got.as_ref().map_or(0, |message| message.bytes));
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 self.descriptors.extend(fds);
             }
         }
         match got?.bytes {
-            0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "the other end has closed")),
+            0 => Err(io::Error::new(
+                ErrorKind::UnexpectedEof,
+                "the other end has closed",
+            )),
             _ => Ok(()),
         }
     }
@@ -204,7 +221,12 @@ pub(crate) fn frame(value: &impl Serialize) -> io::Result<Vec<u8>> {
 /// Two connected ends: `SOCK_STREAM`, close-on-exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 #[cfg(test)]
@@ -213,7 +235,10 @@ mod tests {
 
     fn channels(max_frame_bytes: usize) -> (Channel, Channel) {
         let (a, b) = pair().expect("a socket pair");
-        (Channel::new(a, max_frame_bytes), Channel::new(b, max_frame_bytes))
+        (
+            Channel::new(a, max_frame_bytes),
+            Channel::new(b, max_frame_bytes),
+        )
     }
 
     #[test]
@@ -258,6 +283,9 @@ mod tests {
     fn a_closed_end_is_an_end_of_file() {
         let (a, mut b) = channels(MAX_FRAME_BYTES);
         drop(a);
-        assert_eq!(b.recv::<u8>().expect_err("closed").kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(
+            b.recv::<u8>().expect_err("closed").kind(),
+            ErrorKind::UnexpectedEof
+        );
     }
 }

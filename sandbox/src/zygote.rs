@@ -7,16 +7,29 @@
 //! server ◀═════════════ the socket pair ══════════════════════════════▶ shim
 //! ```
 //!
-//! The zygote ends when its socket does; shims are sessions of their own and go on.
+//! The zygote ends when its socket does; shims are sessions of their own and go on. A shim that
+//! ends in any other way than by finishing has its container killed and cleaned up by the zygote.
 
-use std::io;
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{At as _, Result, Stage};
+use crate::cgroup;
+use crate::container::seccomp::Filters;
+use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::handle::Container;
+use crate::init::Failure;
+use crate::run_dir;
+use crate::shim::{self, Shared};
+use crate::sys::{self, Fork as Forked};
 use crate::wire::{self, Channel, MAX_FRAME_BYTES};
 
 /// What all containers of one server share.
@@ -44,31 +57,194 @@ struct Fork {
     id: String,
 }
 
-/// The zygote's answer: the shim's pid, or why there is none.
-type Forked = std::result::Result<i32, String>;
+/// The zygote's answer, also to being started: nothing, or why it could not be done.
+type Answer = std::result::Result<(), Failure>;
 
 impl Zygote {
+    /// Forks the zygote. Called first thing in `main`, as the host's root.
+    ///
+    /// # Errors
+    /// At [`Stage::Zygote`] if the process already has a second thread or cannot fork, at
+    /// [`Stage::Cgroup`] if this host cannot bound a container, at [`Stage::RunDirectory`] if
+    /// `$run` cannot be made.
+    pub fn start(settings: &Settings) -> Result<Self> {
+        let (ours, theirs) = wire::pair().at(Stage::Zygote)?;
+        match sys::fork().at(Stage::Zygote)? {
+            Forked::Child => {
+                drop(ours);
+                main(Channel::new(theirs, MAX_FRAME_BYTES), settings)
+            }
+            Forked::Parent(_) => {
+                drop(theirs);
+                let mut channel = Channel::new(ours, MAX_FRAME_BYTES);
+                let (answer, _): (Answer, _) = channel.recv().at(Stage::Zygote)?;
+                answer.map_err(Error::from)?;
+                Ok(Self {
+                    channel: Mutex::new(channel),
+                })
+            }
+        }
+    }
+
     /// An empty container that waits for its only job. `id` names its directory in `$run` and its
     /// cgroup: lower case letters, digits and `-`, unique among the living.
     ///
     /// # Errors
-    /// At [`Stage::Zygote`] if the zygote is gone or the host has no more processes to give.
+    /// At [`Stage::Zygote`] if the zygote is gone, `id` is no such name, or the host has no more
+    /// processes to give.
     pub fn spawn(&self, id: &str) -> Result<Container> {
+        check_id(id).at(Stage::Zygote)?;
         let (ours, theirs) = wire::pair().at(Stage::Zygote)?;
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        let fork = Fork { id: id.to_owned() };
-        channel.send(&fork, &[std::os::fd::AsFd::as_fd(&theirs)]).at(Stage::Zygote)?;
-        let (forked, _): (Forked, _) = channel.recv().at(Stage::Zygote)?;
-        forked.map_err(io::Error::other).at(Stage::Zygote)?;
+        channel
+            .send(&Fork { id: id.to_owned() }, &[theirs.as_fd()])
+            .at(Stage::Zygote)?;
+        let (answer, _): (Answer, _) = channel.recv().at(Stage::Zygote)?;
+        answer.map_err(Error::from)?;
         Ok(Container::new(id.to_owned(), ours))
     }
+}
 
-    /// Forks the zygote. Called first thing in `main`.
-    ///
-    /// # Errors
-    /// At [`Stage::Zygote`] if the process already has a second thread, or cannot fork.
-    pub fn start(_settings: &Settings) -> Result<Self> {
-        let (ours, _theirs) = wire::pair().at(Stage::Zygote)?;
-        Ok(Self { channel: Mutex::new(Channel::new(ours, MAX_FRAME_BYTES)) })
+/// An id becomes a file name, so it is checked on both sides of the socket.
+fn check_id(id: &str) -> io::Result<()> {
+    const MAX_ID_BYTES: usize = 64;
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if id.is_empty() || id.len() > MAX_ID_BYTES || !id.bytes().all(is_plain) {
+        return Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            format!("`{id}` is no container id"),
+        ));
+    }
+    Ok(())
+}
+
+/// Lives as the zygote.
+fn main(mut server: Channel, settings: &Settings) -> ! {
+    let code = match prepare(settings) {
+        Ok(shared) => match serve(&mut server, &shared) {
+            Ok(Side::Zygote) => 0,
+            Ok(Side::Shim(id, socket)) => {
+                // A copy of it would keep the zygote's end open beyond the zygote's own life.
+                drop(server);
+                shim::main(&id, socket, &shared)
+            }
+            Err(_server_gone) => 1,
+        },
+        Err(error) => {
+            let told = server.send(&Answer::Err(error.into()), &[]);
+            i32::from(told.is_err()) + 1
+        }
+    };
+    sys::exit(code)
+}
+
+/// All that shims will need, made once.
+fn prepare(settings: &Settings) -> Result<Shared> {
+    // A session of its own: what the terminal sends to the server is not for containers.
+    rustix::process::setsid().at(Stage::Zygote)?;
+    name_process(c"lazaret-zygote").at(Stage::Zygote)?;
+    std::fs::create_dir_all(&settings.run_dir)
+        .context(|| format!("could not make `{}`", settings.run_dir.display()))
+        .at(Stage::RunDirectory)?;
+    Ok(Shared {
+        settings: settings.clone(),
+        cgroup: cgroup::Parent::open(&settings.cgroup_parent).at(Stage::Cgroup)?,
+        filters: Filters::compile().at(Stage::Seccomp)?,
+    })
+}
+
+/// Names this process in `ps` and `top`.
+pub(crate) fn name_process(name: &std::ffi::CStr) -> io::Result<()> {
+    Ok(rustix::thread::set_name(name)?)
+}
+
+/// What comes out of the zygote's loop: its end, or a new shim, which has left it behind.
+enum Side {
+    Zygote,
+    Shim(String, OwnedFd),
+}
+
+/// Forks shims until the server closes its end.
+fn serve(server: &mut Channel, shared: &Shared) -> Result<Side> {
+    let children = watch_children().at(Stage::Zygote)?;
+    server.send(&Answer::Ok(()), &[]).at(Stage::Zygote)?;
+    let mut shims: HashMap<i32, String> = HashMap::new();
+    loop {
+        while let Some((request, fds)) = receive(server).at(Stage::Zygote)? {
+            let Some(Fork { id }) = request else {
+                return Ok(Side::Zygote);
+            };
+            let answer: Answer = match fork_shim(&id, fds).at(Stage::Shim) {
+                Ok(Born::Here(socket)) => return Ok(Side::Shim(id, socket)),
+                Ok(Born::There(pid)) => {
+                    shims.insert(pid, id);
+                    Ok(())
+                }
+                Err(error) => Err(error.into()),
+            };
+            server.send(&answer, &[]).at(Stage::Zygote)?;
+        }
+        while children.read_signal().at(Stage::Zygote)?.is_some() {}
+        reap(&mut shims, shared)?;
+        let mut fds = [
+            PollFd::new(&*server, PollFlags::IN),
+            PollFd::new(&children, PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| poll(&mut fds, None)).at(Stage::Zygote)?;
+    }
+}
+
+/// The next request if it has arrived; the inner `None` says that the server has closed its end.
+fn receive(server: &mut Channel) -> io::Result<Option<(Option<Fork>, Vec<OwnedFd>)>> {
+    match server.try_recv() {
+        Ok(received) => Ok(received.map(|(fork, fds)| (Some(fork), fds))),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Some((None, Vec::new()))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where a shim was born: this process, or another.
+enum Born {
+    Here(OwnedFd),
+    There(i32),
+}
+
+fn fork_shim(id: &str, fds: Vec<OwnedFd>) -> io::Result<Born> {
+    check_id(id)?;
+    let mut fds = fds.into_iter();
+    let socket = fds
+        .next()
+        .ok_or_else(|| io::Error::other("no socket came"))?;
+    match sys::fork()? {
+        Forked::Child => Ok(Born::Here(socket)),
+        Forked::Parent(pid) => Ok(Born::There(pid.as_raw_nonzero().get())),
+    }
+}
+
+/// Has the ends of children told by a descriptor.
+fn watch_children() -> io::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals.thread_block()?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    Ok(SignalFd::with_flags(&signals, flags)?)
+}
+
+/// Reaps shims that have ended, and cleans up after those that did not do it themselves.
+fn reap(shims: &mut HashMap<i32, String>, shared: &Shared) -> Result<()> {
+    loop {
+        let (pid, is_clean) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, code == 0),
+            Ok(WaitStatus::Signaled(pid, ..)) => (pid, false),
+            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(()),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
+            Err(error) => return Err(error).at(Stage::Zygote),
+        };
+        let Some(id) = shims.remove(&pid.as_raw()) else {
+            continue;
+        };
+        if !is_clean {
+            run_dir::reap(&shared.settings.run_dir, &shared.cgroup, id)?;
+        }
     }
 }

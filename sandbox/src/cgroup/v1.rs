@@ -1,0 +1,273 @@
+//! cgroup v1: a hierarchy for each controller (kernel: admin-guide/cgroup-v1).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cgroups_rs::fs::hierarchies::V1;
+use cgroups_rs::fs::{Cgroup, Controllers};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{Mode, OFlags};
+
+use super::{
+    CPU_PERIOD_US, Counters, cpu_quota_us, field, open, pids_max, read, read_number, remove,
+    without_init, write,
+};
+use crate::error::Context;
+use crate::spec::Limits;
+
+/// Controllers that count and bound each container.
+const CONTROLLERS: [Controllers; 4] = [
+    Controllers::Cpu,
+    Controllers::CpuAcct,
+    Controllers::Mem,
+    Controllers::Pids,
+];
+/// What TCP buffers may take beside the memory limit, which does not count them on v1 (measured:
+/// else 96 MiB of them escape a limit of 64 MiB).
+const MAX_TCP_BYTES: u64 = 16 << 20;
+/// Shares of the CPU for a container of one CPU: the kernel's default.
+const CPU_SHARES: u64 = 1024;
+/// The devices that containers have, and pseudo terminals; all others are denied.
+const DEVICES: [&str; 8] = [
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
+/// The parent's directory in each hierarchy.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    cpu: OwnedFd,
+    cpuacct: OwnedFd,
+    memory: OwnedFd,
+    pids: OwnedFd,
+    /// Devices are denied to all containers alike, so they share the parent's own cgroup.
+    devices: OwnedFd,
+}
+
+impl Parent {
+    pub(super) fn open(path: &str) -> io::Result<Self> {
+        let hierarchy = V1::new();
+        for controller in CONTROLLERS.iter().chain([&Controllers::Devices]) {
+            if hierarchy.get_mount_point(controller.clone()).is_none() {
+                return Err(io::Error::other(format!(
+                    "the cgroup controller `{controller}` is not mounted"
+                )));
+            }
+        }
+        let names = CONTROLLERS
+            .iter()
+            .chain([&Controllers::Devices])
+            .map(ToString::to_string);
+        Cgroup::new_with_specified_controllers(Box::new(V1::new()), path, Some(names.collect()))
+            .map_err(io::Error::other)?;
+        let directory = |controller: Controllers| {
+            let (mount_point, _) = hierarchy
+                .get_mount_point(controller)
+                .ok_or_else(|| io::Error::other("the hierarchy has gone"))?;
+            open_directory(rustix::fs::CWD, &mount_point.join(path))
+        };
+        let parent = Self {
+            cpu: directory(Controllers::Cpu)?,
+            cpuacct: directory(Controllers::CpuAcct)?,
+            memory: directory(Controllers::Mem)?,
+            pids: directory(Controllers::Pids)?,
+            devices: directory(Controllers::Devices)?,
+        };
+        parent.deny_devices()?;
+        Ok(parent)
+    }
+
+    fn deny_devices(&self) -> io::Result<()> {
+        write(self.devices.as_fd(), "devices.deny", "a")?;
+        for device in DEVICES {
+            write(self.devices.as_fd(), "devices.allow", device)?;
+        }
+        Ok(())
+    }
+
+    /// The parent's directory in each hierarchy that containers have leaves in.
+    pub(super) fn directories(&self) -> Vec<BorrowedFd<'_>> {
+        vec![
+            self.cpu.as_fd(),
+            self.cpuacct.as_fd(),
+            self.memory.as_fd(),
+            self.pids.as_fd(),
+        ]
+    }
+
+    pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
+        for parent in self.directories() {
+            match rustix::fs::mkdirat(parent, id, Mode::from_raw_mode(0o755)) {
+                // Controllers may share a hierarchy, as cpu and cpuacct mostly do.
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error).context(|| format!("could not make `{id}`")),
+            }
+        }
+        let memory = open_directory(self.memory.as_fd(), id.as_ref())?;
+        let cpuacct = open_directory(self.cpuacct.as_fd(), id.as_ref())?;
+        let cpu = open_directory(self.cpu.as_fd(), id.as_ref())?;
+        // Before the first socket, or it is not counted at all.
+        write(
+            memory.as_fd(),
+            "memory.kmem.tcp.limit_in_bytes",
+            MAX_TCP_BYTES,
+        )?;
+        let oom_control = open(memory.as_fd(), "memory.oom_control", OFlags::RDONLY)?;
+        let oom_notice = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        register_oom_notice(memory.as_fd(), &oom_notice, &oom_control)?;
+        Ok(Leaf {
+            id: id.to_owned(),
+            parents: self
+                .directories()
+                .into_iter()
+                .map(|parent| parent.try_clone_to_owned())
+                .collect::<io::Result<_>>()?,
+            devices: self.devices.try_clone()?,
+            cpu_usage: open(cpuacct.as_fd(), "cpuacct.usage", OFlags::RDONLY)?,
+            cpu_user: open(cpuacct.as_fd(), "cpuacct.usage_user", OFlags::RDONLY)?,
+            cpu_stat: open(cpu.as_fd(), "cpu.stat", OFlags::RDONLY)?,
+            memory_peak: open(memory.as_fd(), "memory.max_usage_in_bytes", OFlags::RDWR)?,
+            pids: open_directory(self.pids.as_fd(), id.as_ref())?,
+            cpuacct,
+            cpu,
+            memory,
+            oom_control,
+            oom_notice,
+        })
+    }
+}
+
+/// Has the kernel count up `notice` when the cgroup is out of memory (cgroup-v1/memory.rst, 10).
+fn register_oom_notice(
+    memory: BorrowedFd<'_>,
+    notice: &OwnedFd,
+    oom_control: &OwnedFd,
+) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let registration = format!("{} {}", notice.as_raw_fd(), oom_control.as_raw_fd());
+    write(memory, "cgroup.event_control", registration)
+}
+
+fn open_directory(parent: BorrowedFd<'_>, path: &std::path::Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, path, flags, Mode::empty())
+        .context(|| format!("could not open `{}`", path.display()))
+}
+
+/// A container's directory in each hierarchy, and the files that are read often.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    id: String,
+    parents: Vec<OwnedFd>,
+    devices: OwnedFd,
+    cpu: OwnedFd,
+    cpuacct: OwnedFd,
+    memory: OwnedFd,
+    pids: OwnedFd,
+    cpu_usage: OwnedFd,
+    cpu_user: OwnedFd,
+    cpu_stat: OwnedFd,
+    memory_peak: OwnedFd,
+    oom_control: OwnedFd,
+    oom_notice: OwnedFd,
+}
+
+impl Leaf {
+    pub(super) fn tasks(&self) -> io::Result<Vec<OwnedFd>> {
+        [
+            &self.cpu,
+            &self.cpuacct,
+            &self.memory,
+            &self.pids,
+            &self.devices,
+        ]
+        .into_iter()
+        .map(|directory| open(directory.as_fd(), "tasks", OFlags::WRONLY))
+        .collect()
+    }
+
+    pub(super) fn bound_memory_and_pids(&self, limits: &Limits) -> io::Result<()> {
+        self.set_memory(limits.memory_bytes.get())?;
+        write(self.pids.as_fd(), "pids.max", pids_max(limits))
+    }
+
+    pub(super) fn bound_cpu(&self, limits: &Limits) -> io::Result<()> {
+        let quota = cpu_quota_us(limits);
+        write(self.cpu.as_fd(), "cpu.cfs_period_us", CPU_PERIOD_US)?;
+        write(self.cpu.as_fd(), "cpu.cfs_quota_us", quota)?;
+        let shares = CPU_SHARES * quota / CPU_PERIOD_US;
+        write(self.cpu.as_fd(), "cpu.shares", shares.max(2))
+    }
+
+    /// Memory alone and memory with swap get the same bound, so that there is no swap. The second
+    /// may never be below the first, which decides the order of the two writes.
+    fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        let memory = self.memory.as_fd();
+        if write(memory, "memory.limit_in_bytes", bytes).is_ok() {
+            return write(memory, "memory.memsw.limit_in_bytes", bytes);
+        }
+        write(memory, "memory.memsw.limit_in_bytes", bytes)?;
+        write(memory, "memory.limit_in_bytes", bytes)
+    }
+
+    pub(super) fn reset_peak(&self) -> io::Result<()> {
+        rustix::io::pwrite(&self.memory_peak, b"0", 0)?;
+        Ok(())
+    }
+
+    pub(super) fn cpu_us(&self) -> io::Result<u64> {
+        Ok(read_number(&self.cpu_usage)? / 1000)
+    }
+
+    pub(super) fn counters(&self) -> io::Result<Counters> {
+        let cpu_us = self.cpu_us()?;
+        let cpu_user_us = (read_number(&self.cpu_user)? / 1000).min(cpu_us);
+        Ok(Counters {
+            cpu_us,
+            cpu_user_us,
+            cpu_system_us: cpu_us - cpu_user_us,
+            throttled_us: field(&read(&self.cpu_stat)?, "throttled_time")? / 1000,
+            memory_peak_bytes: read_number(&self.memory_peak)?,
+            pids_peak: self.pids_peak()?,
+            oom_kills: self.oom_kills()?,
+        })
+    }
+
+    fn pids_peak(&self) -> io::Result<Option<u64>> {
+        match rustix::fs::openat(&self.pids, "pids.peak", OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => read_number(&file).map(without_init).map(Some),
+            // Before Linux 6.1.
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// `memory.failcnt` stays 0 through an OOM kill; this counts.
+    pub(super) fn oom_kills(&self) -> io::Result<u64> {
+        field(&read(&self.oom_control)?, "oom_kill")
+    }
+
+    pub(super) fn oom_notice(&self) -> BorrowedFd<'_> {
+        self.oom_notice.as_fd()
+    }
+
+    pub(super) fn take_oom_notice(&self) -> io::Result<()> {
+        match rustix::io::read(&self.oom_notice, &mut [0; 8]) {
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn remove(&self) -> io::Result<()> {
+        for parent in &self.parents {
+            remove(parent.as_fd(), &self.id, |_, _| Ok(()))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! cgroup v2: one hierarchy for all controllers (kernel: admin-guide/cgroup-v2).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cgroups_rs::fs::hierarchies::V2;
+use cgroups_rs::fs::{Cgroup, Hierarchy};
+use rustix::fs::{Mode, OFlags};
+
+use super::{
+    CPU_PERIOD_US, Counters, cpu_quota_us, field, open, pids_max, read, read_number, remove,
+    without_init, write,
+};
+use crate::error::Context;
+use crate::spec::Limits;
+
+/// The controllers that containers need.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// The weight of a container of one CPU: the kernel's default.
+const CPU_WEIGHT: u64 = 100;
+const MAX_CPU_WEIGHT: u64 = 10_000;
+
+/// The parent's directory.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    directory: OwnedFd,
+}
+
+impl Parent {
+    pub(super) fn open(path: &str) -> io::Result<Self> {
+        let hierarchy = V2::new();
+        let path = hierarchy.root().join(path);
+        let names = CONTROLLERS.iter().map(ToString::to_string).collect();
+        Cgroup::new_with_specified_controllers(Box::new(hierarchy), &path, Some(names))
+            .map_err(io::Error::other)?;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&path, flags, Mode::empty())
+            .context(|| format!("could not open `{}`", path.display()))?;
+        for controller in CONTROLLERS {
+            write(
+                directory.as_fd(),
+                "cgroup.subtree_control",
+                format!("+{controller}"),
+            )?;
+        }
+        Ok(Self { directory })
+    }
+
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
+        let parent = self.directory.try_clone()?;
+        rustix::fs::mkdirat(&parent, id, Mode::from_raw_mode(0o755))
+            .context(|| format!("could not make `{id}`"))?;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&parent, id, flags, Mode::empty())?;
+        let leaf = directory.as_fd();
+        // One process out of memory is the end of all: a job half of whose processes were killed
+        // has no result worth keeping.
+        write(leaf, "memory.oom.group", 1)?;
+        Ok(Leaf {
+            id: id.to_owned(),
+            cpu_stat: open(leaf, "cpu.stat", OFlags::RDONLY)?,
+            memory_events: open(leaf, "memory.events", OFlags::RDONLY)?,
+            memory_peak: open_peak(leaf)?,
+            parent,
+            directory,
+        })
+    }
+}
+
+/// `memory.peak`, writable where the kernel can reset it (Linux 6.12); none before 5.19.
+fn open_peak(leaf: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::CLOEXEC;
+    match rustix::fs::openat(leaf, "memory.peak", flags | OFlags::RDWR, Mode::empty()) {
+        Ok(file) => Ok(Some(file)),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(_read_only) => open(leaf, "memory.peak", OFlags::RDONLY).map(Some),
+    }
+}
+
+/// A container's directory, and the files that are read often.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    id: String,
+    parent: OwnedFd,
+    directory: OwnedFd,
+    cpu_stat: OwnedFd,
+    memory_events: OwnedFd,
+    memory_peak: Option<OwnedFd>,
+}
+
+impl Leaf {
+    pub(super) fn directory(&self) -> io::Result<OwnedFd> {
+        self.directory.try_clone()
+    }
+
+    pub(super) fn bound_memory_and_pids(&self, limits: &Limits) -> io::Result<()> {
+        let leaf = self.directory.as_fd();
+        write(leaf, "memory.max", limits.memory_bytes)?;
+        // A kernel without swap has no such file, and no swap.
+        match open(leaf, "memory.swap.max", OFlags::WRONLY) {
+            Ok(file) => rustix::io::write(&file, b"0").map(drop)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        write(leaf, "pids.max", pids_max(limits))
+    }
+
+    pub(super) fn bound_cpu(&self, limits: &Limits) -> io::Result<()> {
+        let leaf = self.directory.as_fd();
+        let quota = cpu_quota_us(limits);
+        write(leaf, "cpu.max", format!("{quota} {CPU_PERIOD_US}"))?;
+        let weight = (CPU_WEIGHT * quota / CPU_PERIOD_US).clamp(1, MAX_CPU_WEIGHT);
+        write(leaf, "cpu.weight", weight)
+    }
+
+    pub(super) fn reset_peak(&self) -> io::Result<()> {
+        let Some(peak) = &self.memory_peak else {
+            return Ok(());
+        };
+        match rustix::io::write(peak, b"reset\n") {
+            // Before Linux 6.12 the peak is that of the container so far.
+            Ok(_) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::BADF) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn cpu_us(&self) -> io::Result<u64> {
+        field(&read(&self.cpu_stat)?, "usage_usec")
+    }
+
+    pub(super) fn counters(&self) -> io::Result<Counters> {
+        let cpu = read(&self.cpu_stat)?;
+        Ok(Counters {
+            cpu_us: field(&cpu, "usage_usec")?,
+            cpu_user_us: field(&cpu, "user_usec")?,
+            cpu_system_us: field(&cpu, "system_usec")?,
+            throttled_us: field(&cpu, "throttled_usec")?,
+            memory_peak_bytes: self.memory_peak.as_ref().map_or(Ok(0), read_number)?,
+            pids_peak: self.pids_peak()?,
+            oom_kills: self.oom_kills()?,
+        })
+    }
+
+    fn pids_peak(&self) -> io::Result<Option<u64>> {
+        match rustix::fs::openat(&self.directory, "pids.peak", OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => read_number(&file).map(without_init).map(Some),
+            // Before Linux 6.1.
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn oom_kills(&self) -> io::Result<u64> {
+        field(&read(&self.memory_events)?, "oom_kill")
+    }
+
+    pub(super) fn oom_notice(&self) -> BorrowedFd<'_> {
+        self.memory_events.as_fd()
+    }
+
+    pub(super) fn remove(&self) -> io::Result<()> {
+        remove(self.parent.as_fd(), &self.id, |_, _| Ok(()))
+    }
+}

@@ -1,0 +1,112 @@
+//! The job's files, written inside the container by its init, before any program runs there.
+//! Every byte is charged to the job's cgroup and belongs to the job's user.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, mkdirat, openat2};
+use rustix::io::Errno;
+
+use crate::error::Context;
+use crate::spec::User;
+use crate::wire::Channel;
+
+/// Bytes of a file in flight between shim and init.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// Opens the working directory, making what is missing of it, and gives it to the job's user.
+/// Links in the image are followed inside the container's root, which is all there is.
+pub(crate) fn make_workdir(path: &str, user: &User) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut directory = rustix::fs::open("/", flags, Mode::empty())?;
+    let mut walked = String::new();
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        walked.push('/');
+        walked.push_str(name);
+        match mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).context(|| format!("could not make `{walked}`")),
+        }
+        let root = rustix::fs::open("/", flags, Mode::empty())?;
+        directory = openat2(&root, walked.as_str(), flags, Mode::empty(), resolve)
+            .context(|| format!("could not open `{walked}`"))?;
+    }
+    fchown(
+        &directory,
+        Some(Uid::from_raw(user.uid)),
+        Some(Gid::from_raw(user.gid)),
+    )
+    .context(|| format!("could not give `{path}` to the job's user"))?;
+    Ok(directory)
+}
+
+/// Writes one file below `workdir`, its bytes read from `source`.
+pub(crate) fn write_file(
+    workdir: BorrowedFd<'_>,
+    path: &str,
+    mode: u32,
+    (source, length): (&mut Channel, u64),
+) -> io::Result<()> {
+    let opened = open_file(workdir, path, mode);
+    // The bytes are on their way, whether they have a place or not.
+    let mut left = usize::try_from(length).map_err(io::Error::other)?;
+    let mut written = opened.as_ref().map(|_| ()).map_err(|error| error.kind());
+    while left > 0 {
+        let chunk = source.recv_raw(left.min(CHUNK_BYTES))?;
+        left -= chunk.len();
+        if let (Ok(file), Ok(())) = (&opened, &written) {
+            written = write_all(file, &chunk).map_err(|error| error.kind());
+        }
+    }
+    opened?;
+    written
+        .map_err(io::Error::from)
+        .context(|| format!("could not write `{path}`"))
+}
+
+fn open_file(workdir: BorrowedFd<'_>, path: &str, mode: u32) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    for (end, _) in path.match_indices('/') {
+        let parent = &path[..end];
+        make_directory(workdir, parent, resolve)
+            .context(|| format!("could not make the directory `{parent}`"))?;
+    }
+    let flags = OFlags::WRONLY
+        | OFlags::CREATE
+        | OFlags::TRUNC
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(mode & 0o777);
+    let file = openat2(workdir, path, flags, mode, resolve)
+        .context(|| format!("could not make `{path}`"))?;
+    fchmod(&file, mode)?;
+    Ok(file)
+}
+
+fn make_directory(
+    workdir: BorrowedFd<'_>,
+    path: &str,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<()> {
+    let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let parent = openat2(workdir, parent, flags, Mode::empty(), resolve)?;
+    match mkdirat(parent.as_fd(), name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(file, bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

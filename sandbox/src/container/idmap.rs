@@ -1,0 +1,140 @@
+//! Host ids for a container: a slot of 65,536 that no other living container has, and the user
+//! namespace that maps them.
+//!
+//! A slot is held by a lock on one byte of a file that all servers of a host share. The lock
+//! belongs to an open file description that the shim and its init share (`F_OFD_SETLK`, fcntl(2)),
+//! so the kernel frees it when the last of them is gone, however they end.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::process::{Pid, WaitOptions};
+
+use crate::error::Context;
+use crate::sys::{self, Fork, Namespaces};
+
+/// Ids in one slot: inner ids 0 to 65535.
+pub(crate) const IDS_PER_SLOT: u32 = 65_536;
+/// The first host id of slot 0. Ids from here to 0x7FFD_FFFF are given to no one by systemd
+/// (its document "Users, Groups, UIDs and GIDs"), Debian's policy or subuid defaults.
+const FIRST_ID: u32 = 0x7000_0000;
+/// Containers that can live at one time on a host.
+const SLOTS: u32 = 4_000;
+/// The inner id of init, which no step has.
+pub(crate) const INIT_ID: u32 = 65_535;
+
+/// A held slot.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    number: u32,
+    /// Keeps the lock.
+    _lock: File,
+}
+
+impl Slot {
+    /// Takes a free slot, looking first at the one that `hint` falls on.
+    pub(crate) fn take(ids_dir: &Path, hint: u32) -> io::Result<Self> {
+        std::fs::create_dir_all(ids_dir)
+            .context(|| format!("could not make `{}`", ids_dir.display()))?;
+        let path = ids_dir.join("slots");
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .context(|| format!("could not open `{}`", path.display()))?;
+        for offset in 0..SLOTS {
+            let number = (hint % SLOTS + offset) % SLOTS;
+            if try_lock(&lock, number)? {
+                return Ok(Self {
+                    number,
+                    _lock: lock,
+                });
+            }
+        }
+        Err(io::Error::other(format!(
+            "all {SLOTS} slots of host ids are in use"
+        )))
+    }
+
+    /// The host id that an inner id stands for.
+    pub(crate) const fn host_id(&self, inner: u32) -> u32 {
+        FIRST_ID + self.number * IDS_PER_SLOT + inner
+    }
+
+    /// A user namespace in which inner ids 0 to 65535 are this slot's.
+    ///
+    /// It takes a process to make one: a child is born in it, and while it waits for the end of
+    /// a pipe its maps are written and its namespace is opened.
+    pub(crate) fn user_namespace(&self) -> io::Result<OwnedFd> {
+        let (wait, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        match sys::clone_process(Namespaces::USER, None)? {
+            Fork::Child => {
+                drop(release);
+                // Any answer is the end: the parent has what it came for, or is gone.
+                let _end = rustix::io::read(&wait, &mut [0]);
+                sys::exit(0)
+            }
+            Fork::Parent(child) => {
+                let namespace = self.map_and_open(child);
+                drop(release);
+                rustix::process::waitpid(Some(child), WaitOptions::empty())?;
+                namespace
+            }
+        }
+    }
+
+    fn map_and_open(&self, child: Pid) -> io::Result<OwnedFd> {
+        let map = format!("0 {} {IDS_PER_SLOT}\n", self.host_id(0));
+        let process = format!("/proc/{}", child.as_raw_nonzero());
+        for file in ["uid_map", "gid_map"] {
+            std::fs::write(format!("{process}/{file}"), &map)
+                .context(|| format!("could not write `{file}`"))?;
+        }
+        Ok(File::open(format!("{process}/ns/user"))?.into())
+    }
+}
+
+fn try_lock(file: &File, byte: u32) -> io::Result<bool> {
+    let range = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: libc::off_t::from(byte),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&range)) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(error) => Err(io::Error::from(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_holders_never_have_the_same_slot() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = Slot::take(dir.path(), 7).expect("a slot");
+        let second = Slot::take(dir.path(), 7).expect("a slot");
+        assert_eq!(first.host_id(0), FIRST_ID + 7 * IDS_PER_SLOT);
+        assert_eq!(second.host_id(0), FIRST_ID + 8 * IDS_PER_SLOT);
+        drop(first);
+        let third = Slot::take(dir.path(), 7).expect("a slot");
+        assert_eq!(third.host_id(0), FIRST_ID + 7 * IDS_PER_SLOT);
+    }
+
+    #[test]
+    fn the_last_slot_ends_below_the_ids_that_others_use() {
+        assert!(FIRST_ID + SLOTS * IDS_PER_SLOT - 1 <= 0x7FFD_FFFF);
+    }
+}

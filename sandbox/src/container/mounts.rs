@@ -1,0 +1,116 @@
+//! Mounts made and placed by descriptor, never by a path that an image controls.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use crate::error::Context;
+use crate::sys::{self, MountAttributes};
+
+/// `nosuid,nodev`: what every mount of a container has at the least, but for `/dev` itself.
+pub(crate) const PLAIN: MountAttrFlags =
+    MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+/// A new file system that is attached nowhere yet.
+pub(crate) fn new_filesystem(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> io::Result<OwnedFd> {
+    let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .context(|| format!("could not open the file system `{kind}`"))?;
+    for (key, value) in options {
+        fsconfig_set_string(fs.as_fd(), *key, *value)
+            .context(|| format!("could not set `{key}` of `{kind}`"))?;
+    }
+    fsconfig_create(fs.as_fd()).context(|| format!("could not make a `{kind}`"))?;
+    Ok(
+        fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+            .context(|| format!("could not mount a `{kind}`"))?,
+    )
+}
+
+/// A second mount of what `source` names on the host, attached nowhere yet.
+pub(crate) fn clone_tree(source: &Path) -> io::Result<OwnedFd> {
+    clone_tree_at(CWD, source)
+}
+
+/// As [`clone_tree`], with a path that is relative to a directory.
+pub(crate) fn clone_tree_at(directory: BorrowedFd<'_>, source: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    open_tree(directory, source, flags)
+        .context(|| format!("could not open the tree `{}`", source.display()))
+}
+
+/// Sets attributes of a mount that is attached nowhere yet.
+pub(crate) fn set_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+    id_map: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let set = u64::from(attributes.bits());
+    sys::set_mount_attributes(mount, MountAttributes { set, id_map })
+        .context(|| "could not set the attributes of a mount".into())
+}
+
+/// Attaches `mount` where `target` is.
+pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(mount, "", target, "", flags)?)
+}
+
+/// Opens a path below `root` as a place to mount on; a symbolic link anywhere in it is refused.
+pub(crate) fn place(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    rustix::fs::openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    )
+    .context(|| format!("could not open `/{}` in the container", path.display()))
+}
+
+/// Shows `source`, relative to `directory`, read-only at `target`.
+pub(crate) fn bind_read_only(
+    (directory, source): (BorrowedFd<'_>, &Path),
+    target: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let tree = clone_tree_at(directory, source)?;
+    set_attributes(
+        tree.as_fd(),
+        PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY,
+        None,
+    )?;
+    attach(tree.as_fd(), target)
+}
+
+/// Makes a directory, owned as `owner` says, with exactly these permissions.
+pub(crate) fn make_directory(
+    parent: BorrowedFd<'_>,
+    name: &str,
+    mode: u32,
+    owner: u32,
+) -> io::Result<OwnedFd> {
+    use rustix::fs::{Gid, Uid, fchmod, fchown, mkdirat, openat};
+    mkdirat(parent, name, Mode::from_raw_mode(0o700))
+        .context(|| format!("could not make the directory `{name}`"))?;
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = openat(parent, name, flags, Mode::empty())?;
+    fchown(
+        &directory,
+        Some(Uid::from_raw(owner)),
+        Some(Gid::from_raw(owner)),
+    )?;
+    // After the owner, and apart from mkdir: chown(2) clears bits and the umask takes some.
+    fchmod(&directory, Mode::from_raw_mode(mode))?;
+    Ok(directory)
+}

@@ -1,0 +1,210 @@
+//! The container's root: an overlay of the image's layers below an upper layer on a tmpfs of the
+//! container's own, which holds all that the container ever stores.
+//!
+//! ```text
+//! storage (tmpfs, bounded)
+//! ├─ upper, work     the overlay's writable layer
+//! ├─ tmp, shm        shown as /tmp and /dev/shm
+//! ├─ init            topmost read-only layer: mount points, /etc/hosts and its like
+//! ├─ empty           what /proc is masked with
+//! ├─ lower/0, 1, …   the image's layers, id-mapped, the topmost first
+//! └─ merged          the overlay; becomes /
+//! ```
+//!
+//! The storage is attached in the container's mount namespace only (an overlay refuses a detached
+//! upper layer before Linux 6.15) and is out of sight once the root has been changed. The shim
+//! keeps a descriptor of it; when that and the namespace are gone, so are all files, at once.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{
+    FsPickFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, fsconfig_reconfigure,
+    fsconfig_set_string, fspick, mount_change, unmount,
+};
+
+use super::devices::mount_devices;
+use super::idmap::Slot;
+use super::mounts::{
+    PLAIN, attach, bind_read_only, clone_tree, make_directory, new_filesystem, place,
+    set_attributes,
+};
+use super::proc::Proc;
+use crate::error::Context;
+use crate::spec::Rootfs;
+
+/// Bound of the storage until the job and with it `disk_bytes` is known.
+const EMPTY_STORAGE_BYTES: &str = "1m";
+/// One inode is allowed for so many bytes of storage, as ext4 does it for small files.
+const BYTES_PER_INODE: u64 = 4096;
+/// Every container may have so many files at the least, and at the most.
+const MIN_INODES: u64 = 2_048;
+const MAX_INODES: u64 = 1 << 20;
+/// The name of every container's host: the same, so that a prepared one fits any job.
+pub(crate) const HOST_NAME: &str = "lazaret";
+
+/// The container's own file system.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    /// Its root directory.
+    root: OwnedFd,
+}
+
+impl Storage {
+    /// Makes the mount namespace private and attaches an empty storage at `place`, a directory
+    /// that nobody else uses.
+    pub(crate) fn new(place: &Path, owner: u32) -> io::Result<Self> {
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).context(|| "could not make the mounts private".into())?;
+        let options = [
+            ("size", EMPTY_STORAGE_BYTES),
+            ("nr_inodes", "256"),
+            ("mode", "0755"),
+        ];
+        let root = new_filesystem("tmpfs", &options, PLAIN)?;
+        let target = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        attach(root.as_fd(), target.as_fd())
+            .context(|| "could not attach the container's storage".into())?;
+        let storage = Self { root };
+        storage.lay_out(owner)?;
+        Ok(storage)
+    }
+
+    fn lay_out(&self, owner: u32) -> io::Result<()> {
+        let root = self.root.as_fd();
+        for (name, mode) in [("upper", 0o755), ("tmp", 0o1777), ("shm", 0o1777)] {
+            make_directory(root, name, mode, owner)?;
+        }
+        for name in ["work", "lower", "merged"] {
+            make_directory(root, name, 0o755, 0)?;
+        }
+        let empty = make_directory(root, "empty", 0o755, 0)?;
+        make_directory(empty.as_fd(), "directory", 0o555, 0)?;
+        write_file(empty.as_fd(), "file", "", 0)?;
+        let init = make_directory(root, "init", 0o755, owner)?;
+        for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
+            make_directory(init.as_fd(), name, mode, owner)?;
+        }
+        let etc = make_directory(init.as_fd(), "etc", 0o755, owner)?;
+        let hosts = format!("127.0.0.1 localhost {HOST_NAME}\n::1 localhost {HOST_NAME}\n");
+        write_file(etc.as_fd(), "hosts", &hosts, owner)?;
+        write_file(etc.as_fd(), "hostname", &format!("{HOST_NAME}\n"), owner)?;
+        write_file(etc.as_fd(), "resolv.conf", "", owner)
+    }
+
+    /// A descriptor for the shim.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Bounds the storage, now that the job is known.
+    pub(crate) fn resize(&self, disk_bytes: NonZeroU64) -> io::Result<()> {
+        let flags = FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC;
+        let fs = fspick(self.root.as_fd(), "", flags)?;
+        let inodes = (disk_bytes.get() / BYTES_PER_INODE).clamp(MIN_INODES, MAX_INODES);
+        fsconfig_set_string(fs.as_fd(), "size", disk_bytes.to_string())?;
+        fsconfig_set_string(fs.as_fd(), "nr_inodes", inodes.to_string())?;
+        fsconfig_reconfigure(fs.as_fd())
+            .context(|| format!("could not resize the storage to `{disk_bytes}` bytes"))
+    }
+
+    /// Makes the image the root of this mount namespace and lets go of the host's.
+    pub(crate) fn become_root(
+        &self,
+        rootfs: &Rootfs,
+        slot: &Slot,
+        user_namespace: BorrowedFd<'_>,
+        proc: &Proc,
+    ) -> io::Result<()> {
+        let id_map = rootfs.is_id_mapped.then_some(user_namespace);
+        let lower = self.attach_layers(rootfs, id_map)?;
+        let merged = self.mount_overlay(&lower)?;
+        for bind in &rootfs.binds {
+            let target = place(merged.as_fd(), &bind.target)?;
+            bind_read_only((rustix::fs::CWD, &bind.source), target.as_fd())
+                .context(|| format!("could not show `{}`", bind.source.display()))?;
+        }
+        let empty = place(self.root.as_fd(), Path::new("empty"))?;
+        proc.attach(
+            place(merged.as_fd(), Path::new("proc"))?.as_fd(),
+            empty.as_fd(),
+        )?;
+        let tmp = self.clone_directory("tmp")?;
+        attach(
+            tmp.as_fd(),
+            place(merged.as_fd(), Path::new("tmp"))?.as_fd(),
+        )?;
+        let shm = self.clone_directory("shm")?;
+        let dev = place(merged.as_fd(), Path::new("dev"))?;
+        mount_devices(dev.as_fd(), shm.as_fd(), |inner| slot.host_id(inner))?;
+        change_root(merged.as_fd())
+    }
+
+    /// Attaches the image's layers and answers with overlay's list of lower directories, relative
+    /// to the storage: short, and without a path of the host.
+    fn attach_layers(&self, rootfs: &Rootfs, id_map: Option<BorrowedFd<'_>>) -> io::Result<String> {
+        let lower = place(self.root.as_fd(), Path::new("lower"))?;
+        let mut list = String::from("init");
+        for (number, layer) in rootfs.layers.iter().enumerate() {
+            let tree = clone_tree(layer)?;
+            set_attributes(
+                tree.as_fd(),
+                PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY,
+                id_map,
+            )
+            .context(|| format!("could not id-map the layer `{}`", layer.display()))?;
+            let directory = make_directory(lower.as_fd(), &number.to_string(), 0o755, 0)?;
+            attach(tree.as_fd(), directory.as_fd())?;
+            list.push_str(&format!(":lower/{number}"));
+        }
+        Ok(list)
+    }
+
+    fn mount_overlay(&self, lower: &str) -> io::Result<OwnedFd> {
+        // The options name directories relative to this one.
+        rustix::process::fchdir(self.root.as_fd())?;
+        let options = [
+            ("lowerdir", lower),
+            ("upperdir", "upper"),
+            ("workdir", "work"),
+            ("xino", "off"),
+            ("index", "off"),
+            ("metacopy", "off"),
+            ("redirect_dir", "nofollow"),
+        ];
+        let merged = new_filesystem("overlay", &options, PLAIN)?;
+        let target = place(self.root.as_fd(), Path::new("merged"))?;
+        attach(merged.as_fd(), target.as_fd())?;
+        Ok(merged)
+    }
+
+    /// A mount of one directory of the storage.
+    fn clone_directory(&self, name: &str) -> io::Result<OwnedFd> {
+        super::mounts::clone_tree_at(self.root.as_fd(), Path::new(name))
+    }
+}
+
+/// pivot_root(2) with the old root stacked on the new one, so that no directory is needed for it.
+fn change_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    rustix::process::pivot_root(".", ".").context(|| "could not change the root".into())?;
+    unmount(".", UnmountFlags::DETACH).context(|| "could not detach the old root".into())?;
+    Ok(rustix::process::chdir("/")?)
+}
+
+fn write_file(directory: BorrowedFd<'_>, name: &str, content: &str, owner: u32) -> io::Result<()> {
+    use rustix::fs::{Gid, Uid, fchmod, fchown, openat};
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
+    fchmod(&file, Mode::from_raw_mode(0o644))?;
+    fchown(
+        &file,
+        Some(Uid::from_raw(owner)),
+        Some(Gid::from_raw(owner)),
+    )?;
+    rustix::io::write(&file, content.as_bytes())?;
+    Ok(())
+}

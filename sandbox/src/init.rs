@@ -1,0 +1,369 @@
+//! PID 1 of a container: builds the container from inside, forks the steps, reaps what is left
+//! behind. Its end is the container's end.
+//!
+//! ```text
+//! shim ── Order ──▶ init                         init ── Report ──▶ shim
+//!   Become(image, bounds, user)                    Prepared (+ the storage)
+//!   File(path, mode, length) + bytes               Done
+//!   Run(step) + stdin, stdout, stderr, gate        Ended(status)
+//!   Kill                                           Failed(stage, why)
+//! ```
+//!
+//! Init is host root until it becomes the container, because mounts, devices and `/proc` have to
+//! belong to the host's user namespace; it runs nothing of the job until then. What it keeps
+//! afterwards is said in `privileges`.
+
+use std::io::{self, ErrorKind};
+use std::num::{NonZeroU32, NonZeroU64};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Birth;
+use crate::clock;
+use crate::container::files::{make_workdir, write_file};
+use crate::container::idmap::{INIT_ID, Slot};
+use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
+use crate::container::proc::Proc;
+use crate::container::rootfs::{HOST_NAME, Storage};
+use crate::container::seccomp::Filters;
+use crate::error::{At as _, Error, Result, Stage};
+use crate::spec::{Rootfs, User};
+use crate::step::{self, Stdio};
+use crate::sys::{self, Fork};
+use crate::wire::Channel;
+use crate::zygote::name_process;
+
+/// What the shim asks of init.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Become the container; answered with `Done`.
+    Become(Container),
+    /// Write a file below the working directory; `bytes` raw bytes follow. Answered with `Done`.
+    File { path: String, mode: u32, bytes: u64 },
+    /// Run a step; the descriptors of [`Stdio`] travel along. Answered with `Ended`.
+    Run(Step),
+    /// Kill the step that runs.
+    Kill,
+}
+
+/// What the container is to be.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Container {
+    pub(crate) rootfs: Rootfs,
+    pub(crate) user: User,
+    pub(crate) workdir: String,
+    pub(crate) disk_bytes: NonZeroU64,
+}
+
+/// One command to run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Step {
+    pub(crate) command: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    /// Absolute, inside the container.
+    pub(crate) workdir: String,
+    pub(crate) open_files: NonZeroU32,
+}
+
+/// What init tells the shim.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// Ready to become a container; the storage travels along.
+    Prepared,
+    /// The order was carried out.
+    Done,
+    /// The step's main process has ended, and nothing but init is left.
+    Ended(Ended),
+    /// The order could not be carried out.
+    Failed(Failure),
+}
+
+/// How a step's main process ended.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) exit: Exit,
+    /// When it was reaped, on the monotonic clock.
+    pub(crate) at: Duration,
+}
+
+/// What the kernel said of the main process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Exit {
+    /// It exited by itself.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+/// A failure of ours that crosses a process boundary.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) stage: Stage,
+    pub(crate) message: String,
+    pub(crate) is_storage_full: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            stage: error.stage,
+            is_storage_full: error.source.kind() == ErrorKind::StorageFull,
+            message: error.source.to_string(),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let kind = if failure.is_storage_full {
+            ErrorKind::StorageFull
+        } else {
+            ErrorKind::Other
+        };
+        Self {
+            stage: failure.stage,
+            source: io::Error::new(kind, failure.message),
+        }
+    }
+}
+
+/// What init has from the shim that it was forked from.
+pub(crate) struct Inherited<'a> {
+    pub(crate) birth: &'a Birth,
+    pub(crate) filters: &'a Filters,
+    /// A directory of the container's own on the host, to attach the storage at.
+    pub(crate) staging: &'a Path,
+    pub(crate) slot: &'a Slot,
+    pub(crate) user_namespace: BorrowedFd<'a>,
+}
+
+/// Lives as PID 1, from its birth in all namespaces but user and cgroup to its end.
+pub(crate) fn main(mut shim: Channel, inherited: &Inherited<'_>) -> ! {
+    let code = match live(&mut shim, inherited) {
+        Ok(()) => 0,
+        Err(error) => {
+            // If the shim is gone too, nobody is left to tell.
+            let told = shim.send(&Report::Failed(error.into()), &[]);
+            i32::from(told.is_err()) + 1
+        }
+    };
+    sys::exit(code)
+}
+
+fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
+    enter(inherited.birth)?;
+    let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
+    let proc = Proc::new().at(Stage::Proc)?;
+    shim.send(&Report::Prepared, &[storage.as_fd()])
+        .at(Stage::Init)?;
+
+    let order = match shim.recv() {
+        Ok((order, _)) => order,
+        // Thrown away unused.
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+        Err(error) => return Err(error).at(Stage::Init),
+    };
+    let Order::Become(container) = order else {
+        return Err(io::Error::other(
+            "the first order was not to become a container",
+        ))
+        .at(Stage::Init);
+    };
+    let workdir = become_container(&container, inherited, storage, proc)?;
+    shim.send(&Report::Done, &[]).at(Stage::Init)?;
+    Init::new(container.user, workdir)?.serve(shim, inherited.filters)
+}
+
+/// Comes to be in the container's cgroup and finishes the namespaces that depend on it.
+fn enter(birth: &Birth) -> Result<()> {
+    if let Birth::Enter(tasks) = birth {
+        for tasks in tasks {
+            rustix::io::write(tasks, b"0").at(Stage::Cgroup)?;
+        }
+    }
+    name_process(c"lazaret-init").at(Stage::Init)?;
+    // The server's terminal or log is nothing for a container to hold.
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).at(Stage::Init)?;
+    rustix::stdio::dup2_stderr(&null).at(Stage::Init)?;
+    let cgroup = nix::sched::CloneFlags::CLONE_NEWCGROUP;
+    nix::sched::unshare(cgroup).at(Stage::Namespaces)?;
+    rustix::process::setsid().at(Stage::Namespaces)?;
+    nix::unistd::sethostname(HOST_NAME).at(Stage::Namespaces)?;
+    sys::raise_loopback().at(Stage::Namespaces)
+}
+
+/// Builds the container around this process; answers with its working directory.
+fn become_container(
+    container: &Container,
+    inherited: &Inherited<'_>,
+    storage: Storage,
+    proc: Proc,
+) -> Result<OwnedFd> {
+    let Inherited {
+        slot,
+        user_namespace,
+        ..
+    } = *inherited;
+    storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
+    storage
+        .become_root(&container.rootfs, slot, user_namespace, &proc)
+        .at(Stage::Rootfs)?;
+    join_user_namespace(user_namespace, proc.user_limits.as_fd()).at(Stage::Privileges)?;
+    drop((storage, proc));
+    let workdir = make_workdir(&container.workdir, &container.user).at(Stage::Files)?;
+    restrict_init().at(Stage::Privileges)?;
+    Ok(workdir)
+}
+
+/// Init once it is the container.
+struct Init {
+    user: User,
+    workdir: OwnedFd,
+    children: SignalFd,
+    /// The main process of the step that runs.
+    main: Option<Pid>,
+}
+
+impl Init {
+    fn new(user: User, workdir: OwnedFd) -> Result<Self> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGCHLD);
+        signals.thread_block().at(Stage::Init)?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let children = SignalFd::with_flags(&signals, flags).at(Stage::Init)?;
+        Ok(Self {
+            user,
+            workdir,
+            children,
+            main: None,
+        })
+    }
+
+    /// Carries out orders until the shim closes its end.
+    fn serve(&mut self, shim: &mut Channel, filters: &Filters) -> Result<()> {
+        loop {
+            while let Some((order, fds)) = receive(shim)? {
+                let Some(order) = order else { return Ok(()) };
+                let done = self.carry_out(order, fds, shim, filters);
+                match done {
+                    Ok(None) => {}
+                    Ok(Some(report)) => shim.send(&report, &[]).at(Stage::Init)?,
+                    Err(error) => {
+                        shim.send(&Report::Failed(error.into()), &[])
+                            .at(Stage::Init)?;
+                    }
+                }
+            }
+            if let Some(ended) = self.reap()? {
+                shim.send(&Report::Ended(ended), &[]).at(Stage::Init)?;
+            }
+            self.wait(shim)?;
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        order: Order,
+        fds: Vec<OwnedFd>,
+        shim: &mut Channel,
+        filters: &Filters,
+    ) -> Result<Option<Report>> {
+        match order {
+            Order::Become(_) => {
+                Err(io::Error::other("a container is made once only")).at(Stage::Init)
+            }
+            Order::File { path, mode, bytes } => {
+                set_file_owner(&self.user);
+                let written = write_file(self.workdir.as_fd(), &path, mode, (shim, bytes));
+                set_file_owner(&User {
+                    uid: INIT_ID,
+                    gid: INIT_ID,
+                    groups: Vec::new(),
+                });
+                written.at(Stage::Files).map(|()| Some(Report::Done))
+            }
+            Order::Run(step) => self.start(&step, fds, filters).map(|()| None),
+            Order::Kill => kill_all().map(|()| None),
+        }
+    }
+
+    fn start(&mut self, step: &Step, fds: Vec<OwnedFd>, filters: &Filters) -> Result<()> {
+        let stdio = Stdio::try_from(fds).at(Stage::Step)?;
+        match sys::fork().at(Stage::Step)? {
+            Fork::Child => step::main(step, &self.user, stdio, filters),
+            Fork::Parent(pid) => {
+                self.main = Some(Pid::from_raw(pid.as_raw_nonzero().get()));
+                Ok(())
+            }
+        }
+    }
+
+    /// Reaps what has ended. If the step's main process is among it, kills and reaps the rest.
+    fn reap(&mut self) -> Result<Option<Ended>> {
+        // Consumed before the children are looked at, so that none that ends later is missed.
+        while self.children.read_signal().at(Stage::Init)?.is_some() {}
+        let mut ended = None;
+        loop {
+            // With the main process gone, wait for everyone; a killed process does not linger.
+            let flags = if ended.is_some() {
+                None
+            } else {
+                Some(WaitPidFlag::WNOHANG)
+            };
+            let (pid, exit) = match waitpid(None, flags) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, Exit::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
+                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(ended),
+                // Stops and continuations are not asked for.
+                Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(error).at(Stage::Init),
+            };
+            if self.main == Some(pid) {
+                self.main = None;
+                ended = Some(Ended {
+                    exit,
+                    at: clock::now(),
+                });
+                kill_all()?;
+            }
+        }
+    }
+
+    fn wait(&self, shim: &Channel) -> Result<()> {
+        let mut fds = [
+            PollFd::new(shim, PollFlags::IN),
+            PollFd::new(&self.children, PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| poll(&mut fds, None)).at(Stage::Init)?;
+        Ok(())
+    }
+}
+
+/// The next order if it has arrived; the inner `None` says that the shim has closed its end.
+#[expect(clippy::type_complexity, reason = "read in one place, right above")]
+fn receive(shim: &mut Channel) -> Result<Option<(Option<Order>, Vec<OwnedFd>)>> {
+    match shim.try_recv() {
+        Ok(Some((order, fds))) => Ok(Some((Some(order), fds))),
+        Ok(None) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Some((None, Vec::new()))),
+        Err(error) => Err(error).at(Stage::Init),
+    }
+}
+
+/// Kills every process of the container but this one. The kernel does it in one go, with forks
+/// held off, so that none escapes by being born meanwhile (kill(2), pid -1).
+fn kill_all() -> Result<()> {
+    match nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error).at(Stage::Init),
+    }
+}

@@ -1,0 +1,173 @@
+//! A container as its shim holds it: the cgroup, init, the storage; from the first to the last.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Gid, Uid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
+
+use crate::cgroup::Leaf;
+use crate::container::idmap::Slot;
+use crate::error::{At as _, Error, Result, Stage};
+use crate::init::{self, Order, Report};
+use crate::spec::{ContainerSpec, User};
+use crate::wire::{Channel, MAX_FRAME_BYTES};
+
+/// How long one stage of our own set-up may take. The machine may be busy, but a set-up that takes
+/// longer does not come to an end.
+pub(super) const SET_UP_BOUND: Duration = Duration::from_secs(30);
+
+/// What there is once init was forked.
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) leaf: Leaf,
+    pub(super) init: Channel,
+    /// Init's pid on the host, and the process itself.
+    pid: Pid,
+    pub(super) process: OwnedFd,
+    /// The container's host ids, held until it is gone.
+    slot: Slot,
+    /// The container's own file system, once init has made it.
+    storage: Option<OwnedFd>,
+    is_reaped: bool,
+}
+
+impl Container {
+    /// The container around an init that was just forked.
+    pub(super) fn new(leaf: Leaf, slot: Slot, (init, pid): (OwnedFd, Pid)) -> io::Result<Self> {
+        Ok(Self {
+            leaf,
+            init: Channel::new(init, MAX_FRAME_BYTES),
+            pid,
+            // A child that nobody has waited for: its pid is still its own.
+            process: pidfd_open(pid, PidfdFlags::empty())?,
+            slot,
+            storage: None,
+            is_reaped: false,
+        })
+    }
+
+    /// Waits until init has prepared all that can be without knowing the job.
+    pub(super) fn await_prepared(&mut self) -> Result<()> {
+        match self.report()? {
+            (Report::Prepared, mut fds) => {
+                self.storage = fds.pop();
+                Ok(())
+            }
+            (report, _) => Err(unexpected(&report)),
+        }
+    }
+
+    /// The user's ids on the host.
+    pub(super) fn host_ids(&self, user: &User) -> (Uid, Gid) {
+        let host_id = |inner| self.slot.host_id(inner);
+        (
+            Uid::from_raw(host_id(user.uid)),
+            Gid::from_raw(host_id(user.gid)),
+        )
+    }
+
+    /// Has init become the job's container, with its files in place.
+    pub(super) fn become_job(&mut self, spec: &ContainerSpec) -> Result<()> {
+        self.carry_out(&Order::Become(init::Container {
+            rootfs: spec.rootfs.clone(),
+            user: spec.user.clone(),
+            workdir: spec.workdir.clone(),
+            disk_bytes: spec.disk_bytes,
+        }))?;
+        for file in &spec.files {
+            let order = Order::File {
+                path: file.path.clone(),
+                mode: file.mode,
+                bytes: file.content.len() as u64,
+            };
+            self.init.send(&order, &[]).at(Stage::Init)?;
+            self.init.send_raw(&file.content).at(Stage::Init)?;
+            self.await_done()?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, order: &Order) -> Result<()> {
+        self.init.send(order, &[]).at(Stage::Init)?;
+        self.await_done()
+    }
+
+    fn await_done(&mut self) -> Result<()> {
+        match self.report()? {
+            (Report::Done, _) => Ok(()),
+            (report, _) => Err(unexpected(&report)),
+        }
+    }
+
+    /// Init's next report; its failures are errors.
+    fn report(&mut self) -> Result<(Report, Vec<OwnedFd>)> {
+        await_readable(self.init.as_fd(), SET_UP_BOUND).at(Stage::Init)?;
+        match self.init.recv().at(Stage::Init)? {
+            (Report::Failed(failure), _) => Err(Error::from(failure)),
+            report => Ok(report),
+        }
+    }
+
+    /// Kills everything in the container, init first: with PID 1 the kernel ends all others.
+    pub(super) fn kill(&self) -> Result<()> {
+        match pidfd_send_signal(&self.process, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error).at(Stage::Init),
+        }
+    }
+
+    /// Waits for init, which has ended or was killed. Afterwards the container is empty: the
+    /// kernel lets PID 1 be reaped last.
+    pub(super) fn reap(&mut self) -> Result<()> {
+        if !self.is_reaped {
+            rustix::io::retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))
+                .at(Stage::Init)?;
+            self.is_reaped = true;
+        }
+        Ok(())
+    }
+
+    /// The bytes that may be stored and those that are, if no block or no inode is left.
+    pub(super) fn full_storage(&self) -> Result<Option<(u64, u64)>> {
+        let Some(storage) = &self.storage else {
+            return Ok(None);
+        };
+        let stat = rustix::fs::fstatvfs(storage).at(Stage::Rootfs)?;
+        let is_full = stat.f_bfree == 0 || stat.f_ffree == 0;
+        let allowed = stat.f_blocks * stat.f_frsize;
+        Ok(is_full.then(|| (allowed, allowed - stat.f_bfree * stat.f_frsize)))
+    }
+
+    /// Ends the container and removes all of it.
+    pub(super) fn tear_down(mut self) -> Result<()> {
+        self.kill()?;
+        self.reap()?;
+        self.storage = None;
+        self.leaf.remove().at(Stage::Cgroup)
+    }
+}
+
+/// Waits until there is something to read; `TimedOut` beyond the bound.
+pub(super) fn await_readable(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<()> {
+    let timeout = Timespec::try_from(bound).map_err(io::Error::other)?;
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout)))? {
+        0 => Err(io::Error::new(
+            ErrorKind::TimedOut,
+            format!("no answer within {bound:?}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn unexpected(report: &Report) -> Error {
+    Error {
+        stage: Stage::Init,
+        source: io::Error::other(format!("init answered `{report:?}`")),
+    }
+}

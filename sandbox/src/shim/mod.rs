@@ -1,0 +1,369 @@
+//! The process outside a container that answers for it: makes it, enforces its limits, writes its
+//! output down, decides its verdict, removes it. It is a session of its own and outlives the
+//! server; if it dies itself, the container dies with it.
+//!
+//! ```text
+//! made ── prepared, waits ── Start ──▶ runs its steps ──▶ torn down ── Acknowledge ──▶ forgotten
+//!              └── server gone ──▶ torn down                  └── server gone ──▶ outcome is kept
+//! ```
+
+mod container;
+mod deadlines;
+mod output;
+mod running;
+mod server;
+mod verdict;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use self::container::Container;
+use self::server::Server;
+use crate::cgroup::{self, Birth};
+use crate::clock;
+use crate::container::idmap::Slot;
+use crate::container::seccomp::Filters;
+use crate::error::{At as _, Error, Result, Stage};
+use crate::handle::Event;
+use crate::init::{self, Inherited};
+use crate::outcome::{Outcome, StepOutcome, Usage, Verdict};
+use crate::run_dir::RunDirectory;
+use crate::spec::{ContainerSpec, StepSpec, When};
+use crate::spool::SpoolWriter;
+use crate::sys::{self, Fork, Namespaces};
+use crate::wire::{Channel, MAX_SPEC_BYTES};
+use crate::zygote::{Settings, name_process};
+
+/// What a shim has from the zygote.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) cgroup: cgroup::Parent,
+    pub(crate) filters: Filters,
+}
+
+/// Lives as the shim of the container `id`.
+pub(crate) fn main(id: &str, socket: OwnedFd, shared: &Shared) -> ! {
+    let code = match live(id, socket, shared) {
+        Ok(()) => 0,
+        Err(error) => {
+            // Neither the server nor a log is within reach any more; what is left over is found
+            // by the zygote, because of the exit code.
+            let text = format!("lazaret: shim {id}: {error}\n");
+            i32::from(rustix::io::write(rustix::stdio::stderr(), text.as_bytes()).is_ok()) + 1
+        }
+    };
+    sys::exit(code)
+}
+
+fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
+    detach().at(Stage::Shim)?;
+    let mut server = Server::new(Channel::new(socket, MAX_SPEC_BYTES));
+    let directory = RunDirectory::create(&shared.settings.run_dir, id).at(Stage::RunDirectory)?;
+    let container = match ground(id, &directory, shared) {
+        Ok(ground) => match ground.fork_init()? {
+            Side::Shim(container) => await_prepared(container),
+            Side::Init(ground, socket) => {
+                drop(server);
+                ground.become_init(socket, &shared.filters)
+            }
+        },
+        Err(error) => Err(error),
+    };
+    let init = container
+        .as_ref()
+        .ok()
+        .map(|container| container.process.as_fd());
+    let Some((spec, spool)) = server.await_start(init).at(Stage::Shim)? else {
+        if let Ok(container) = container {
+            container.tear_down()?;
+        }
+        return directory.remove().at(Stage::RunDirectory);
+    };
+    directory.set_label(&spec.label).at(Stage::RunDirectory)?;
+    let outcome = run(container, &spec, spool, &mut server);
+    directory.keep(&outcome).at(Stage::RunDirectory)?;
+    server.tell(&Event::Finished(outcome)).at(Stage::Shim)?;
+    if server.await_acknowledgement().at(Stage::Shim)? {
+        directory.remove().at(Stage::RunDirectory)?;
+    }
+    Ok(())
+}
+
+/// Leaves the server's session, and its terminal but for stderr.
+fn detach() -> io::Result<()> {
+    rustix::process::setsid()?;
+    name_process(c"lazaret-shim")?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(rustix::stdio::dup2_stdout(&null)?)
+}
+
+/// What a container stands on before it has a process.
+struct Ground {
+    leaf: cgroup::Leaf,
+    birth: Birth,
+    slot: Slot,
+    user_namespace: OwnedFd,
+    staging: std::path::PathBuf,
+}
+
+/// Which side of the fork of init this is.
+enum Side {
+    Shim(Container),
+    Init(Ground, OwnedFd),
+}
+
+fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground> {
+    let hint = rustix::process::getpid()
+        .as_raw_nonzero()
+        .get()
+        .unsigned_abs();
+    let slot = Slot::take(Path::new(&shared.settings.ids_dir), hint).at(Stage::Ids)?;
+    let user_namespace = slot.user_namespace().at(Stage::Namespaces)?;
+    let leaf = shared.cgroup.make_leaf(id).at(Stage::Cgroup)?;
+    let birth = match leaf.birth() {
+        Ok(birth) => birth,
+        Err(error) => {
+            leaf.remove().at(Stage::Cgroup)?;
+            return Err(error).at(Stage::Cgroup);
+        }
+    };
+    Ok(Ground {
+        leaf,
+        birth,
+        slot,
+        user_namespace,
+        staging: directory.staging(),
+    })
+}
+
+impl Ground {
+    fn fork_init(self) -> Result<Side> {
+        let (ours, theirs) = crate::wire::pair().at(Stage::Init)?;
+        let cgroup = match &self.birth {
+            Birth::Into(directory) => Some(directory.as_fd()),
+            Birth::Enter(_) => None,
+        };
+        match sys::clone_process(Namespaces::CONTAINER, cgroup).at(Stage::Namespaces)? {
+            Fork::Child => Ok(Side::Init(self, theirs)),
+            Fork::Parent(pid) => Container::new(self.leaf, self.slot, (ours, pid))
+                .at(Stage::Init)
+                .map(Side::Shim),
+        }
+    }
+
+    fn become_init(&self, socket: OwnedFd, filters: &Filters) -> ! {
+        let inherited = Inherited {
+            birth: &self.birth,
+            filters,
+            staging: &self.staging,
+            slot: &self.slot,
+            user_namespace: self.user_namespace.as_fd(),
+        };
+        init::main(
+            Channel::new(socket, crate::wire::MAX_FRAME_BYTES),
+            &inherited,
+        )
+    }
+}
+
+fn await_prepared(mut container: Container) -> Result<Container> {
+    match container.await_prepared() {
+        Ok(()) => Ok(container),
+        Err(error) => {
+            container.tear_down()?;
+            Err(error)
+        }
+    }
+}
+
+/// Runs the job and removes the container; what fails on the way is a fault.
+fn run(
+    container: Result<Container>,
+    spec: &ContainerSpec,
+    spool: OwnedFd,
+    server: &mut Server,
+) -> Outcome {
+    let container = match container {
+        Ok(container) => container,
+        Err(error) => return fault(spec, Vec::new(), &error),
+    };
+    let mut job = Job {
+        container,
+        spec,
+        spool: SpoolWriter::new(spool),
+        server,
+        started: None,
+        steps: Vec::new(),
+        is_over: false,
+    };
+    let ran = job.run();
+    let Job {
+        container, steps, ..
+    } = job;
+    match ran.and(container.tear_down()) {
+        Ok(()) => Outcome {
+            verdict: verdict_of(spec, &steps),
+            steps,
+            detail: None,
+        },
+        Err(error) => fault(spec, steps, &error),
+    }
+}
+
+/// The verdict of the first step that did not succeed and was not allowed to fail. A step that was
+/// left out because its condition did not hold says nothing.
+fn verdict_of(spec: &ContainerSpec, steps: &[StepOutcome]) -> Verdict {
+    let failed = spec.steps.iter().zip(steps).find(|(spec, step)| {
+        !matches!(step.verdict, Verdict::Success | Verdict::Skipped) && !spec.allow_failure
+    });
+    failed.map_or(Verdict::Success, |(_, step)| step.verdict)
+}
+
+/// The outcome of a container that failed us: the step that was to end next is the fault.
+fn fault(spec: &ContainerSpec, mut steps: Vec<StepOutcome>, error: &Error) -> Outcome {
+    let detail = error.to_string();
+    if let Some(next) = spec.steps.get(steps.len()) {
+        let step = not_run(next, Verdict::Fault);
+        steps.push(StepOutcome {
+            detail: Some(detail.clone()),
+            ..step
+        });
+    }
+    let rest = spec.steps.iter().skip(steps.len());
+    steps.extend(rest.map(|step| not_run(step, Verdict::Skipped)));
+    Outcome {
+        verdict: Verdict::Fault,
+        steps,
+        detail: Some(detail),
+    }
+}
+
+/// The outcome of a step whose program never ran.
+fn not_run(step: &StepSpec, verdict: Verdict) -> StepOutcome {
+    StepOutcome {
+        name: step.name.clone(),
+        verdict,
+        exit_code: None,
+        signal: None,
+        limit_hit: None,
+        usage: Usage::default(),
+        detail: None,
+    }
+}
+
+/// A job while it runs.
+struct Job<'a> {
+    container: Container,
+    spec: &'a ContainerSpec,
+    spool: SpoolWriter,
+    server: &'a mut Server,
+    /// When its first program was executed.
+    started: Option<Duration>,
+    /// The steps that have ended.
+    steps: Vec<StepOutcome>,
+    /// Nothing more can run: the container was killed.
+    is_over: bool,
+}
+
+impl Job<'_> {
+    fn run(&mut self) -> Result<()> {
+        let spec = self.spec;
+        for (index, step) in spec.steps.iter().enumerate() {
+            let index = u16::try_from(index)
+                .map_err(io::Error::other)
+                .at(Stage::Step)?;
+            let outcome = self.run_or_leave_out(index, step)?;
+            self.end_step(index, outcome)?;
+        }
+        Ok(())
+    }
+
+    fn run_or_leave_out(&mut self, index: u16, step: &StepSpec) -> Result<StepOutcome> {
+        self.server.receive();
+        if self.is_over || !self.is_due(step) {
+            return Ok(not_run(step, Verdict::Skipped));
+        }
+        if self.server.is_cancelled {
+            self.is_over = true;
+            return Ok(not_run(step, Verdict::Cancelled));
+        }
+        if index == 0
+            && let Some(outcome) = self.become_job(step)?
+        {
+            self.is_over = true;
+            return Ok(outcome);
+        }
+        running::run(self, index, step)
+    }
+
+    /// Has the container become the job's. An outcome if that already met a limit.
+    fn become_job(&mut self, first: &StepSpec) -> Result<Option<StepOutcome>> {
+        self.container
+            .leaf
+            .bound_memory_and_pids(&first.limits)
+            .at(Stage::Cgroup)?;
+        match self.container.become_job(self.spec) {
+            Ok(()) => Ok(None),
+            Err(error) => running::met_limit(self, first, &error)?
+                .map_or(Err(error), |outcome| Ok(Some(outcome))),
+        }
+    }
+
+    /// Whether the step runs, after those before it.
+    fn is_due(&self, step: &StepSpec) -> bool {
+        let has_failed = verdict_of(self.spec, &self.steps) != Verdict::Success;
+        match step.when {
+            When::Success => !has_failed,
+            When::Failure => has_failed,
+            When::Always => true,
+        }
+    }
+
+    /// Whether a step after this one might still run if this one fails.
+    fn may_go_on(&self, index: u16) -> bool {
+        let later = self.spec.steps.iter().skip(usize::from(index) + 1);
+        let may_fail = self
+            .spec
+            .steps
+            .get(usize::from(index))
+            .is_some_and(|s| s.allow_failure);
+        later
+            .into_iter()
+            .any(|step| may_fail || step.when != When::Success)
+    }
+
+    fn end_step(&mut self, index: u16, outcome: StepOutcome) -> Result<()> {
+        let t_ms = self.t_ms();
+        self.spool
+            .step_ended(index, t_ms, &outcome)
+            .at(Stage::Spool)?;
+        let event = Event::StepEnded {
+            step: index,
+            outcome: outcome.clone(),
+        };
+        self.server.tell(&event).at(Stage::Shim)?;
+        self.steps.push(outcome);
+        Ok(())
+    }
+
+    /// When the whole job's time is up.
+    fn deadline(&self) -> Duration {
+        let bound = Duration::from_millis(self.spec.job_wall_ms.get());
+        self.started
+            .map_or(Duration::MAX, |started| started + bound)
+    }
+
+    /// Milliseconds since the first program was executed.
+    fn t_ms(&self) -> u64 {
+        self.started.map_or(0, |started| {
+            clock::millis(clock::now().saturating_sub(started))
+        })
+    }
+}

@@ -1,0 +1,655 @@
+//! One step, from its pipes to its outcome: the loop in which the shim waits for whatever comes
+//! first and acts on it.
+//!
+//! ```text
+//! fork ── gate: Ready ──▶ read the counters ── Go ──▶ exec ── … ──▶ ended │ killed ──▶ outcome
+//! ```
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::Job;
+use super::container::{SET_UP_BOUND, await_readable};
+use super::deadlines::{Timer, soonest_cpu_limit};
+use super::output::{Output, Sink};
+use super::verdict::{Facts, decide};
+use crate::cgroup::Counters;
+use crate::clock::{self, micros, millis};
+use crate::error::{At as _, Error, Result, Stage};
+use crate::handle::Event;
+use crate::init::{self, Ended, Exit, Order, Report};
+use crate::outcome::{LimitHit, LimitName, StepOutcome, Usage, Verdict};
+use crate::spec::StepSpec;
+use crate::spool::Stream;
+use crate::step::{GateReport, Go, descriptors};
+use crate::wire::{self, Channel, MAX_FRAME_BYTES};
+
+/// How long init may take to end a step before it is ended itself.
+const KILL_BOUND: Duration = Duration::from_secs(2);
+/// How often the OOM counter is looked at after a notice, each time after twice as long: the
+/// notice comes before the kill that it tells of.
+const OOM_LOOKS: u32 = 8;
+const FIRST_OOM_LOOK: Duration = Duration::from_millis(1);
+/// What a shell answers for a program that it cannot find, or may not execute.
+const EXIT_NOT_FOUND: i32 = 127;
+const EXIT_NOT_EXECUTABLE: i32 = 126;
+
+/// Runs one step.
+pub(super) fn run(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<StepOutcome> {
+    match job.container.leaf.bound_memory_and_pids(&step.limits) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+            return Ok(does_not_fit(job, step));
+        }
+        Err(error) => return Err(error).at(Stage::Cgroup),
+    }
+    let started = match start(job, step) {
+        Ok(started) => started,
+        Err(error) => return met_limit(job, step, &error)?.map_or(Err(error), Ok),
+    };
+    if let Some(error) = started.no_workdir {
+        let message = format!("could not enter the working directory: {error}");
+        return Ok(not_executed(
+            job,
+            index,
+            step,
+            EXIT_NOT_EXECUTABLE,
+            &message,
+        )?);
+    }
+    job.container
+        .leaf
+        .bound_cpu(&step.limits)
+        .at(Stage::Cgroup)?;
+    job.container.leaf.reset_peak().at(Stage::Cgroup)?;
+    let baseline = job.container.leaf.counters().at(Stage::Cgroup)?;
+    started.gate.send(&Go, &[]).at(Stage::Step)?;
+    let at = clock::now();
+    job.started.get_or_insert(at);
+    job.spool
+        .step_started(index, job.t_ms(), &step.name)
+        .at(Stage::Spool)?;
+    job.server
+        .tell(&Event::StepStarted { step: index })
+        .at(Stage::Shim)?;
+    Running::new(job, index, step, started, (at, baseline))?.run()
+}
+
+/// The outcome of a step that our own set-up could not get to run because of a limit of the job's.
+pub(super) fn met_limit(
+    job: &mut Job<'_>,
+    step: &StepSpec,
+    error: &Error,
+) -> Result<Option<StepOutcome>> {
+    let counters = job.container.leaf.counters().at(Stage::Cgroup)?;
+    let (verdict, limit_hit) = if counters.oom_kills > 0 {
+        let limit = LimitName::MemoryBytes;
+        let allowed = step.limits.memory_bytes.get();
+        (
+            Verdict::MemoryLimit,
+            LimitHit {
+                limit,
+                allowed,
+                observed: counters.memory_peak_bytes,
+            },
+        )
+    } else if error.source.kind() == ErrorKind::StorageFull {
+        let allowed = job.spec.disk_bytes.get();
+        let observed = job
+            .spec
+            .files
+            .iter()
+            .map(|file| file.content.len() as u64)
+            .sum();
+        (
+            Verdict::DiskLimit,
+            LimitHit {
+                limit: LimitName::DiskBytes,
+                allowed,
+                observed,
+            },
+        )
+    } else {
+        return Ok(None);
+    };
+    job.is_over = true;
+    Ok(Some(StepOutcome {
+        limit_hit: Some(limit_hit),
+        detail: Some(format!("met before the program was executed: {error}")),
+        ..super::not_run(step, verdict)
+    }))
+}
+
+/// A step whose memory limit is less than what the job has stored already (v1 says so beforehand;
+/// on v2 the OOM killer acts).
+fn does_not_fit(job: &mut Job<'_>, step: &StepSpec) -> StepOutcome {
+    job.is_over = true;
+    let allowed = step.limits.memory_bytes.get();
+    let limit = LimitName::MemoryBytes;
+    StepOutcome {
+        limit_hit: Some(LimitHit {
+            limit,
+            allowed,
+            observed: allowed,
+        }),
+        detail: Some("what the job has stored already takes more memory than that".into()),
+        ..super::not_run(step, Verdict::MemoryLimit)
+    }
+}
+
+/// A step whose process waits at the gate.
+struct Started {
+    gate: Channel,
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    no_workdir: Option<io::Error>,
+}
+
+/// Has init fork the step, with fresh pipes, and waits until it is set up.
+fn start(job: &mut Job<'_>, step: &StepSpec) -> Result<Started> {
+    let (stdin_read, stdin) = pipe(End::Write).at(Stage::Step)?;
+    let (stdout, stdout_write) = pipe(End::Read).at(Stage::Step)?;
+    let (stderr, stderr_write) = pipe(End::Read).at(Stage::Step)?;
+    let (gate, gate_of_step) = wire::pair().at(Stage::Step)?;
+    let stdio = [stdin_read, stdout_write, stderr_write];
+    for fd in &stdio {
+        // Else the program could not open `/dev/stdout`.
+        let (uid, gid) = job.container.host_ids(&job.spec.user);
+        rustix::fs::fchown(fd, Some(uid), Some(gid)).at(Stage::Step)?;
+    }
+    let order = Order::Run(init::Step {
+        command: step.command.clone(),
+        env: step.env.clone(),
+        workdir: step
+            .workdir
+            .clone()
+            .unwrap_or_else(|| job.spec.workdir.clone()),
+        open_files: step.limits.open_files,
+    });
+    job.container
+        .init
+        .send(&order, &descriptors(&stdio, &gate_of_step))
+        .at(Stage::Init)?;
+    drop((stdio, gate_of_step));
+    let mut gate = Channel::new(gate, MAX_FRAME_BYTES);
+    await_readable(gate.as_fd(), SET_UP_BOUND).at(Stage::Step)?;
+    let no_workdir = match gate.recv().at(Stage::Step)? {
+        (GateReport::Ready, _) => None,
+        (GateReport::NoWorkdir(error), _) => Some(io::Error::from_raw_os_error(error)),
+        (GateReport::NotExecuted(error), _) => {
+            return Err(io::Error::from_raw_os_error(error)).at(Stage::Step);
+        }
+        (GateReport::Failed(failure), _) => return Err(failure.into()),
+    };
+    Ok(Started {
+        gate,
+        stdin,
+        stdout,
+        stderr,
+        no_workdir,
+    })
+}
+
+/// Which end of a pipe is the shim's own.
+enum End {
+    Read,
+    Write,
+}
+
+/// A pipe whose own end does not block.
+fn pipe(own: End) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let end = match own {
+        End::Read => &read,
+        End::Write => &write,
+    };
+    rustix::io::ioctl_fionbio(end, true)?;
+    Ok((read, write))
+}
+
+/// The outcome of a program that could not be executed: what a shell would answer, and why, on
+/// its stderr.
+fn not_executed(
+    job: &mut Job<'_>,
+    index: u16,
+    step: &StepSpec,
+    exit_code: i32,
+    why: &str,
+) -> Result<StepOutcome> {
+    let program = step.command.first().map_or("", String::as_str);
+    let message = format!("lazaret: `{program}`: {why}\n");
+    let t_ms = job.t_ms();
+    job.spool
+        .output(index, t_ms, Stream::Stderr, message.as_bytes())
+        .at(Stage::Spool)?;
+    Ok(StepOutcome {
+        exit_code: Some(exit_code),
+        detail: Some(message.trim_end().to_owned()),
+        ..super::not_run(step, Verdict::Failure)
+    })
+}
+
+/// What poll(2) can tell about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Server,
+    Init,
+    InitEnded,
+    Gate,
+    Stdin,
+    Output,
+    OutOfMemory,
+    Timer,
+}
+
+/// A step while its program runs.
+struct Running<'j, 's> {
+    job: &'j mut Job<'s>,
+    index: u16,
+    step: &'j StepSpec,
+    /// Open until the program was executed.
+    gate: Option<Channel>,
+    /// Open until all of it was written, or nobody reads any more.
+    stdin: Option<OwnedFd>,
+    stdin_written: usize,
+    output: Output,
+    timer: Timer,
+    started: Duration,
+    baseline: Counters,
+    next_cpu_look: Duration,
+    /// When to look at the OOM counter, and how often still.
+    next_oom_look: Option<(Duration, u32)>,
+    /// Why the program could not be executed.
+    exec_error: Option<i32>,
+    /// How the main process ended, if it was init that told.
+    ended: Option<Ended>,
+    /// When the kill was asked for, and whether of init or of the kernel.
+    killed: Option<Kill>,
+    job_wall_ms: Option<(u64, u64)>,
+    cores: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kill {
+    /// Init was asked to end the step, so that others can follow.
+    Step(Duration),
+    /// The whole container.
+    Container,
+}
+
+impl<'j, 's> Running<'j, 's> {
+    fn new(
+        job: &'j mut Job<'s>,
+        index: u16,
+        step: &'j StepSpec,
+        started: Started,
+        (at, baseline): (Duration, Counters),
+    ) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+        let Started {
+            gate,
+            stdin,
+            stdout,
+            stderr,
+            no_workdir: _,
+        } = started;
+        Ok(Self {
+            job,
+            index,
+            step,
+            gate: Some(gate),
+            stdin: Some(stdin),
+            stdin_written: 0,
+            output: Output::new(stdout, stderr, step.limits.output_bytes.get()),
+            timer: Timer::new().at(Stage::Step)?,
+            started: at,
+            baseline,
+            next_cpu_look: at + soonest_cpu_limit(&step.limits, 0, cores),
+            next_oom_look: None,
+            exec_error: None,
+            ended: None,
+            killed: None,
+            job_wall_ms: None,
+            cores,
+        })
+    }
+
+    fn run(mut self) -> Result<StepOutcome> {
+        self.write_stdin();
+        let mut is_container_dead = false;
+        while self.ended.is_none() && !is_container_dead {
+            self.timer.set(self.nearest_deadline()).at(Stage::Step)?;
+            for source in self.wait().at(Stage::Step)? {
+                match source {
+                    Source::Server => self.serve()?,
+                    Source::Init => self.hear_init()?,
+                    Source::InitEnded => is_container_dead = true,
+                    Source::Gate => self.hear_gate(),
+                    Source::Stdin => self.write_stdin(),
+                    Source::Output => self.pump()?,
+                    Source::OutOfMemory => self.notice_oom()?,
+                    Source::Timer => {}
+                }
+            }
+            self.meet_deadlines()?;
+        }
+        self.finish(is_container_dead)
+    }
+
+    /// Waits until something can be done, and says what.
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let watched = self.watched();
+        let mut fds: Vec<PollFd<'_>> = watched
+            .iter()
+            .map(|&(_, fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+            .collect();
+        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+        let ready = watched
+            .iter()
+            .zip(&fds)
+            .filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((source, ..), _)| *source).collect())
+    }
+
+    fn watched(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let container = &self.job.container;
+        let (notice, notice_flags) = container.leaf.oom_notice();
+        let mut watched = vec![
+            (Source::Init, container.init.as_fd(), PollFlags::IN),
+            (Source::InitEnded, container.process.as_fd(), PollFlags::IN),
+            (Source::OutOfMemory, notice, notice_flags),
+            (Source::Timer, self.timer.as_fd(), PollFlags::IN),
+        ];
+        let output = [&self.output.stdout, &self.output.stderr];
+        let pipes = output.into_iter().filter_map(|source| source.pipe());
+        watched.extend(pipes.map(|pipe| (Source::Output, pipe, PollFlags::IN)));
+        let server = self.job.server.interest();
+        watched.extend(server.map(|(fd, flags)| (Source::Server, fd, flags)));
+        let gate = self.gate.as_ref();
+        watched.extend(gate.map(|gate| (Source::Gate, gate.as_fd(), PollFlags::IN)));
+        let stdin = self.stdin.as_ref();
+        watched.extend(stdin.map(|stdin| (Source::Stdin, stdin.as_fd(), PollFlags::OUT)));
+        watched
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        self.job.server.send_waiting().at(Stage::Shim)?;
+        self.job.server.receive();
+        if self.job.server.is_cancelled {
+            self.job.is_over = true;
+            self.kill_container()?;
+        }
+        Ok(())
+    }
+
+    fn hear_init(&mut self) -> Result<()> {
+        match self.job.container.init.try_recv() {
+            Ok(Some((Report::Ended(ended), _))) => self.ended = Some(ended),
+            Ok(Some((Report::Failed(failure), _))) => return Err(failure.into()),
+            Ok(Some((report @ (Report::Prepared | Report::Done), _))) => {
+                return Err(io::Error::other(format!("init answered `{report:?}`")))
+                    .at(Stage::Init);
+            }
+            Ok(None) => {}
+            // It has ended; its process tells so too.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(error).at(Stage::Init),
+        }
+        Ok(())
+    }
+
+    /// The gate tells why there was no exec, or closes because there was.
+    fn hear_gate(&mut self) {
+        let Some(gate) = &mut self.gate else { return };
+        if let Ok(Some((GateReport::NotExecuted(error), _))) = gate.try_recv() {
+            self.exec_error = Some(error);
+        }
+        self.gate = None;
+    }
+
+    fn write_stdin(&mut self) {
+        while let Some(stdin) = &self.stdin {
+            let left = &self.step.stdin[self.stdin_written..];
+            if left.is_empty() {
+                self.stdin = None;
+                return;
+            }
+            match rustix::io::write(stdin, left) {
+                Ok(bytes) => self.stdin_written += bytes,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
+                // Nobody reads it, and nobody has to.
+                Err(_) => self.stdin = None,
+            }
+        }
+    }
+
+    fn pump(&mut self) -> Result<()> {
+        self.with_output(|output, now, sink| output.pump(now, sink))?;
+        if self.output.is_over() && self.step.kills_on_overflow() {
+            self.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Lets the output act on the spool, and tells the server if that has grown.
+    fn with_output(
+        &mut self,
+        act: impl FnOnce(&mut Output, Duration, &mut Sink<'_>) -> io::Result<()>,
+    ) -> Result<()> {
+        let before = self.job.spool.length();
+        let t_ms = self.job.t_ms();
+        let mut sink = Sink {
+            spool: &mut self.job.spool,
+            step: self.index,
+            t_ms,
+        };
+        act(&mut self.output, clock::now(), &mut sink).at(Stage::Spool)?;
+        match self.job.spool.length() {
+            length if length > before => self.job.server.tell_growth(length).at(Stage::Shim),
+            _ => Ok(()),
+        }
+    }
+
+    fn notice_oom(&mut self) -> Result<()> {
+        self.job
+            .container
+            .leaf
+            .take_oom_notice()
+            .at(Stage::Cgroup)?;
+        self.next_oom_look = Some((clock::now(), OOM_LOOKS));
+        Ok(())
+    }
+
+    fn nearest_deadline(&self) -> Duration {
+        let step = self.started + Duration::from_millis(self.step.limits.wall_ms.get());
+        let job = self.job.deadline();
+        let kill = match self.killed {
+            // Nothing is left to be limited; init has a bound of its own.
+            Some(Kill::Step(at)) => return at + KILL_BOUND,
+            Some(Kill::Container) => Duration::MAX,
+            None => self.next_cpu_look,
+        };
+        [self.output.stdout.flush_at, self.output.stderr.flush_at]
+            .into_iter()
+            .flatten()
+            .chain(self.next_oom_look.map(|(at, _)| at))
+            .chain([step, job, kill])
+            .min()
+            .unwrap_or(step)
+    }
+
+    fn meet_deadlines(&mut self) -> Result<()> {
+        let now = clock::now();
+        self.with_output(|output, now, sink| output.flush_due(now, sink))?;
+        if let Some(Kill::Step(at)) = self.killed
+            && now >= at + KILL_BOUND
+        {
+            return self.kill_container();
+        }
+        if let Some((at, looks)) = self.next_oom_look
+            && now >= at
+        {
+            self.look_for_oom(now, looks)?;
+        }
+        if self.killed.is_some() {
+            return Ok(());
+        }
+        if now >= self.next_cpu_look {
+            self.look_at_cpu(now)?;
+        }
+        if now >= self.started + Duration::from_millis(self.step.limits.wall_ms.get()) {
+            self.kill()?;
+        }
+        if now >= self.job.deadline() {
+            let ran = self
+                .job
+                .started
+                .map_or(Duration::ZERO, |started| now - started);
+            self.job_wall_ms = Some((millis(ran), self.job.spec.job_wall_ms.get()));
+            self.job.is_over = true;
+            self.kill_container()?;
+        }
+        Ok(())
+    }
+
+    fn look_for_oom(&mut self, now: Duration, looks: u32) -> Result<()> {
+        if self.job.container.leaf.oom_kills().at(Stage::Cgroup)? > self.baseline.oom_kills {
+            self.next_oom_look = None;
+            self.job.is_over = true;
+            return self.kill_container();
+        }
+        self.next_oom_look = looks
+            .checked_sub(1)
+            .map(|left| (now + FIRST_OOM_LOOK * 2_u32.pow(OOM_LOOKS - looks), left));
+        Ok(())
+    }
+
+    fn look_at_cpu(&mut self, now: Duration) -> Result<()> {
+        let used = self.job.container.leaf.cpu_us().at(Stage::Cgroup)?;
+        let used = used.saturating_sub(self.baseline.cpu_us);
+        if used >= self.step.limits.cpu_ms.get().saturating_mul(1000) {
+            return self.kill();
+        }
+        self.next_cpu_look = now + soonest_cpu_limit(&self.step.limits, used, self.cores);
+        Ok(())
+    }
+
+    /// Ends the step; the container too, unless another step may need it.
+    fn kill(&mut self) -> Result<()> {
+        if self.killed.is_some() {
+            return Ok(());
+        }
+        if !self.job.may_go_on(self.index) {
+            return self.kill_container();
+        }
+        self.killed = Some(Kill::Step(clock::now()));
+        self.job
+            .container
+            .init
+            .send(&Order::Kill, &[])
+            .at(Stage::Init)
+    }
+
+    fn kill_container(&mut self) -> Result<()> {
+        self.killed = Some(Kill::Container);
+        self.job.is_over = true;
+        self.job.container.kill()
+    }
+
+    fn finish(mut self, is_container_dead: bool) -> Result<StepOutcome> {
+        let ended_at = self.ended.map_or_else(clock::now, |ended| ended.at);
+        if is_container_dead {
+            self.job.is_over = true;
+            self.job.container.reap()?;
+            // It may have told just before it was killed.
+            if self.ended.is_none() {
+                self.hear_init()?;
+            }
+        }
+        self.hear_gate();
+        self.with_output(|output, _, sink| output.drain(sink))?;
+        let counters = self.job.container.leaf.counters().at(Stage::Cgroup)?;
+        let usage = self.usage(&counters, ended_at.saturating_sub(self.started));
+        if is_container_dead && self.killed.is_none() && usage.oom_kills == 0 {
+            return Err(io::Error::other("init ended by itself")).at(Stage::Init);
+        }
+        if let Some(error) = self.exec_error {
+            let (exit_code, why) = explain(error);
+            let Self {
+                job, index, step, ..
+            } = self;
+            return not_executed(job, index, step, exit_code, &why);
+        }
+        self.outcome(usage)
+    }
+
+    fn usage(&self, now: &Counters, wall: Duration) -> Usage {
+        let since = |now: u64, then: u64| now.saturating_sub(then);
+        Usage {
+            cpu_us: since(now.cpu_us, self.baseline.cpu_us),
+            cpu_user_us: since(now.cpu_user_us, self.baseline.cpu_user_us),
+            cpu_system_us: since(now.cpu_system_us, self.baseline.cpu_system_us),
+            wall_us: micros(wall),
+            throttled_us: since(now.throttled_us, self.baseline.throttled_us),
+            memory_peak_bytes: now.memory_peak_bytes,
+            pids_peak: now.pids_peak,
+            output_bytes: self.output.bytes,
+            oom_kills: since(now.oom_kills, self.baseline.oom_kills),
+        }
+    }
+
+    fn outcome(&self, usage: Usage) -> Result<StepOutcome> {
+        let exit = match (self.ended, self.killed) {
+            (Some(ended), _) => Some(ended.exit),
+            // With PID 1 the kernel kills the others, by this signal.
+            (None, Some(_)) => Some(Exit::Signal(libc::SIGKILL)),
+            (None, None) => None,
+        };
+        let facts = Facts {
+            exit,
+            cpu_us: usage.cpu_us,
+            wall: Duration::from_micros(usage.wall_us),
+            memory_peak_bytes: usage.memory_peak_bytes,
+            oom_kills: usage.oom_kills,
+            output_bytes: usage.output_bytes,
+            is_cancelled: self.job.server.is_cancelled && self.killed.is_some(),
+            job_wall_ms: self.job_wall_ms,
+            full_storage: self.job.container.full_storage()?,
+        };
+        let (verdict, limit_hit) = decide(&facts, &self.step.limits, self.step.output_overflow);
+        let (exit_code, signal) = match exit {
+            Some(Exit::Code(code)) => (Some(code), None),
+            Some(Exit::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        };
+        let name = self.step.name.clone();
+        Ok(StepOutcome {
+            name,
+            verdict,
+            exit_code,
+            signal,
+            limit_hit,
+            usage,
+            detail: None,
+        })
+    }
+}
+
+/// The exit code that a shell answers with, and why in words.
+fn explain(error: i32) -> (i32, String) {
+    let error = io::Error::from_raw_os_error(error);
+    match error.kind() {
+        ErrorKind::NotFound => (EXIT_NOT_FOUND, "not found in the image".into()),
+        ErrorKind::PermissionDenied => (EXIT_NOT_EXECUTABLE, "not executable".into()),
+        _ => (
+            EXIT_NOT_EXECUTABLE,
+            format!("could not be executed: {error}"),
+        ),
+    }
+}

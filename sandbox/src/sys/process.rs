@@ -1,0 +1,129 @@
+//! Making processes and becoming another program.
+
+use std::ffi::{CStr, CString, c_char};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use rustix::process::Pid;
+
+/// clone3(2); libc's constant is deprecated because it does not fit its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Which side of a fork this is.
+#[derive(Debug)]
+pub(crate) enum Fork {
+    /// The caller; its child has this pid.
+    Parent(Pid),
+    /// The new process.
+    Child,
+}
+
+/// Namespaces that a new process gets, as `CLONE_NEW*` bits (clone(2)).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Namespaces(u32);
+
+impl Namespaces {
+    /// None: the child shares all of them.
+    pub(crate) const NONE: Self = Self(0);
+    /// A user namespace only.
+    pub(crate) const USER: Self = Self(libc::CLONE_NEWUSER.cast_unsigned());
+    /// All that a container is made of, but for the user and the cgroup namespace, which are
+    /// entered later.
+    pub(crate) const CONTAINER: Self = Self(
+        (libc::CLONE_NEWNS
+            | libc::CLONE_NEWPID
+            | libc::CLONE_NEWNET
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS)
+            .cast_unsigned(),
+    );
+}
+
+/// fork(2), refused when the process has a second thread: then only async-signal-safe calls
+/// would be allowed in the child.
+pub(crate) fn fork() -> io::Result<Fork> {
+    clone_process(Namespaces::NONE, None)
+}
+
+/// A copy of this process in new namespaces, born in `cgroup` if one is given (clone3(2) with
+/// `CLONE_INTO_CGROUP`, Linux 5.7, cgroup v2 only).
+pub(crate) fn clone_process(
+    namespaces: Namespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Fork> {
+    require_one_thread()?;
+    // SAFETY: every field of `clone_args` is an integer, for which zero bits are a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = u64::from(namespaces.0);
+    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: `args` is a valid `clone_args` of the given size. Without CLONE_VM and a stack the
+    // call is a fork; the process has one thread, so no lock is held by a thread that the child
+    // lacks and the child may allocate.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size) };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(Fork::Child),
+        Ok(pid) if pid > 0 => Pid::from_raw(pid)
+            .map(Fork::Parent)
+            .ok_or_else(|| io::Error::other("clone3 answered with no pid")),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn require_one_thread() -> io::Result<()> {
+    // Field 20 of stat(5) counts the threads; the command name before it may hold anything but
+    // ends at the last parenthesis.
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let threads = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().nth(17));
+    match threads {
+        Some("1") => Ok(()),
+        _ => Err(io::Error::other(
+            "a process with several threads cannot be forked safely",
+        )),
+    }
+}
+
+/// Becomes the program at `path`; returns only if that failed, and why.
+pub(crate) fn exec(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Error {
+    let argv = pointers(argv);
+    let envp = pointers(envp);
+    // SAFETY: `path` ends with NUL; both arrays hold pointers to strings that end with NUL and
+    // live until the call returns, and end with a null pointer.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([ptr::null()])
+        .collect()
+}
+
+/// Ends this process at once: no destructor runs, no buffer of an ancestor is flushed twice.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// Gives every signal its default action and lets all through: execve(2) keeps what is ignored
+/// and blocked, and Rust's runtime ignores `SIGPIPE`.
+pub(crate) fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is a valid disposition. SIGKILL, SIGSTOP and the two that glibc keeps
+        // refuse with EINVAL, and have their default action already.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let none = nix::sys::signal::SigSet::empty();
+    let masked = none.thread_set_mask();
+    debug_assert!(masked.is_ok(), "sigprocmask of a valid set cannot fail");
+}
