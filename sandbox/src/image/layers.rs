@@ -1,7 +1,7 @@
 //! The directories below `layers/`: made under a name of their own, given their last name when
 //! they are whole, locked while someone needs them, removed when nobody does.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -93,9 +93,13 @@ pub(super) fn remove_if_free(layers: &Path, name: &OsStr) -> Result<()> {
     let Some(_lock) = lock_free(&layers.join(name))? else { return Ok(()) };
     let doing = || format!("could not remove `{}`", layers.join(name).display());
     // Renamed under the lock: whoever waits to hold it sees that it has gone.
-    let gone = format!("{GONE}{}", std::process::id());
+    let mut gone = OsString::from(GONE);
+    gone.push(name);
+    if name.as_bytes().starts_with(GONE.as_bytes()) {
+        gone = name.to_owned();
+    }
     fs::rename(layers.join(name), layers.join(&gone)).doing(doing)?;
-    remove(layers, OsStr::new(&gone)).doing(doing)
+    remove(layers, &gone).doing(doing)
 }
 
 fn remove(directory: &Path, name: &OsStr) -> io::Result<()> {
