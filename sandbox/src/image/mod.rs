@@ -1,1 +1,232 @@
-//! Images.
+//! Images: root file systems kept on the host, and what their makers say about running them.
+//!
+//! ```text
+//! $data/images/
+//!   lock                one writer of the index at a time (flock)
+//!   index.json          every image: name, digest, layers, config; replaced by rename
+//!   layers/<short>/     one unpacked layer, read-only, shared by all images that have it
+//!   layers/new-<n>-<n>/ a layer being unpacked, locked by who unpacks it; renamed when whole
+//! ```
+//!
+//! The directory is closed to everyone but its owner: layers hold setuid programs with the ids
+//! that the image gave them, and outside a container these are ids of this host.
+
+mod archive;
+mod config;
+mod host;
+mod layer;
+mod layers;
+mod reference;
+mod store;
+mod tree;
+mod unpack;
+mod users;
+mod walk;
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+pub use config::ImageConfig;
+pub use host::HOST_IMAGE;
+pub use reference::{ImageName, MAX_NAME_LENGTH};
+pub use store::{Hold, ImageStore};
+pub use unpack::Bounds;
+
+/// The result of everything about images that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something about an image failed. A variant for each answer that a caller gives.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no image of this name.
+    #[error("there is no image `{name}`")]
+    NotFound {
+        /// The name asked for.
+        name: String,
+    },
+    /// A container still runs on a layer that would go.
+    #[error("image `{name}` is in use")]
+    InUse {
+        /// The image's name.
+        name: String,
+    },
+    /// The name cannot be an image's, or is taken for good.
+    #[error("`{name}` cannot be the name of an image: {reason}")]
+    BadName {
+        /// The name given.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The image has no such user or group, or its id is beyond those a container has.
+    #[error("user `{user}` cannot be found in the image: {reason}")]
+    BadUser {
+        /// The user asked for.
+        user: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The archive or directory holds something that an image must not have.
+    #[error("entry `{entry}` {what}")]
+    BadArchive {
+        /// Path of the entry, as the archive has it.
+        entry: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Unpacked, the layer would be beyond a bound.
+    #[error("the layer is too large: more than {limit}")]
+    TooLarge {
+        /// The bound, with its unit.
+        limit: String,
+    },
+    /// The operating system refused something.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What it answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Says what was being done when the operating system refused.
+trait Doing<T> {
+    /// The same result, its error opened with what `doing` says.
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::Io { doing: doing(), source: source.into() })
+    }
+}
+
+/// An image of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// What jobs call it.
+    pub name: ImageName,
+    /// Identifies layers and config together: two images with one digest run alike.
+    pub digest: Digest,
+    /// Bytes of all files of all layers.
+    pub size_bytes: u64,
+    /// The layers, the topmost first.
+    pub layers: Vec<Layer>,
+    /// Operating system and architecture that its programs are for, e.g. `linux/amd64`.
+    pub platform: String,
+    /// What a job starts with when it does not say otherwise.
+    pub config: ImageConfig,
+    /// When it came to this store; the built-in image has always been there.
+    pub created_at: Option<Timestamp>,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Of the uncompressed archive, or of the canonical walk of a directory.
+    pub digest: Digest,
+    /// Bytes of its files.
+    pub size_bytes: u64,
+}
+
+/// A SHA-256, written `sha256:` and 64 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Of these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    fn finish(hasher: Sha256) -> Self {
+        Self(hasher.finalize().into())
+    }
+
+    /// The layer's directory below `layers/`: 120 bits, too many to collide on purpose, and few
+    /// enough that 128 of them fit the 4 KiB in which older kernels take an overlay's options.
+    fn directory(&self) -> String {
+        self.0[..15].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refused = || format!("`{text}` is not `sha256:` and 64 hexadecimal digits");
+        let digits = text.strip_prefix("sha256:").ok_or_else(refused)?.as_bytes();
+        if digits.len() != 64 {
+            return Err(refused());
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let (high, low) = (hex_digit(pair[0]), hex_digit(pair[1]));
+            *byte = high.zip(low).map(|(high, low)| high << 4 | low).ok_or_else(refused)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// The value of a lower case hexadecimal digit.
+const fn hex_digit(character: u8) -> Option<u8> {
+    match character {
+        b'0'..=b'9' => Some(character - b'0'),
+        b'a'..=b'f' => Some(character - b'a' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_read_as_it_is_written() {
+        let digest = Digest::of(b"");
+        let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(text.parse(), Ok(digest));
+        assert_eq!(digest.directory(), "e3b0c44298fc1c149afbf4c8996fb9");
+    }
+
+    #[test]
+    fn what_is_no_digest_is_refused() {
+        let long = format!("sha256:{}", "0".repeat(65));
+        let upper = format!("sha256:{}", "A".repeat(64));
+        let wide = format!("sha256:{}", "é".repeat(32));
+        for text in ["", "sha256:", "sha512:00", "sha256:../../x", &long, &upper, &wide] {
+            assert!(text.parse::<Digest>().is_err(), "{text}");
+        }
+    }
+}

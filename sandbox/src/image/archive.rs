@@ -1,0 +1,130 @@
+//! A layer's archive as a stream: unpacked from gzip or zstd, hashed and bounded while it is read.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::rc::Rc;
+
+use flate2::bufread::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+
+use super::Digest;
+
+/// The largest window a zstd stream may ask us to hold: 2 to the power of this, 32 MiB.
+const MAX_ZSTD_WINDOW_LOG: u32 = 25;
+const READ_BYTES: usize = 64 << 10;
+
+/// The uncompressed archive in `file`, whatever it is compressed with.
+pub(super) fn open(file: File) -> io::Result<Box<dyn Read>> {
+    let mut file = BufReader::with_capacity(READ_BYTES, file);
+    let magic = file.fill_buf()?;
+    if magic.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Box::new(MultiGzDecoder::new(file)));
+    }
+    if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut decoder = zstd::Decoder::with_buffer(file)?;
+        decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
+        return Ok(Box::new(decoder));
+    }
+    Ok(Box::new(file))
+}
+
+/// A stream that is hashed as it is read, and gives no more than its allowance.
+///
+/// The tar crate reads the names and attributes in front of an entry into memory whatever their
+/// length is. The allowance is therefore small while it looks for the next entry.
+pub(super) struct Metered<R> {
+    source: R,
+    hasher: Sha256,
+    allowance: Allowance,
+}
+
+/// How many more bytes a [`Metered`] stream may give; shared with who reads it through others.
+#[derive(Debug, Clone)]
+pub(super) struct Allowance {
+    /// Of the whole stream.
+    total: Rc<Cell<u64>>,
+    /// Before the next call of [`Allowance::narrow`] or [`Allowance::widen`]; at most `total`.
+    now: Rc<Cell<u64>>,
+}
+
+impl Allowance {
+    /// An allowance of `total` bytes.
+    pub(super) fn new(total: u64) -> Self {
+        Self { total: Rc::new(Cell::new(total)), now: Rc::new(Cell::new(total)) }
+    }
+
+    /// Lets the stream give at most `bytes` for now.
+    pub(super) fn narrow(&self, bytes: u64) {
+        self.now.set(self.total.get().min(bytes));
+    }
+
+    /// Lets the stream give all that is left of the total.
+    pub(super) fn widen(&self) {
+        self.now.set(self.total.get());
+    }
+
+    fn spend(&self, bytes: u64) {
+        self.total.set(self.total.get() - bytes);
+        self.now.set(self.now.get() - bytes);
+    }
+}
+
+impl<R: Read> Metered<R> {
+    /// The stream `source`, within `allowance`.
+    pub(super) fn new(source: R, allowance: Allowance) -> Self {
+        Self { source, hasher: Sha256::new(), allowance }
+    }
+
+    /// Reads what is left and answers with the digest of the whole stream.
+    pub(super) fn finish(mut self) -> io::Result<Digest> {
+        let mut rest = vec![0; READ_BYTES];
+        while self.read(&mut rest)? > 0 {}
+        Ok(Digest::finish(self.hasher))
+    }
+}
+
+impl<R: Read> Read for Metered<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let allowed = usize::try_from(self.allowance.now.get()).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(allowed);
+        if wanted == 0 && !buffer.is_empty() {
+            // At the very end of the stream there is nothing to refuse.
+            return match self.source.read(&mut [0])? {
+                0 => Ok(0),
+                _ => {
+                    Err(io::Error::new(ErrorKind::QuotaExceeded, "the bytes its archive may have"))
+                }
+            };
+        }
+        let bytes = self.source.read(&mut buffer[..wanted])?;
+        self.hasher.update(&buffer[..bytes]);
+        self.allowance.spend(bytes as u64);
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_gives_its_allowance_and_no_more() {
+        let allowance = Allowance::new(6);
+        let mut stream = Metered::new(&b"0123456789"[..], allowance.clone());
+        let mut buffer = [0; 4];
+        allowance.narrow(3);
+        assert_eq!(stream.read(&mut buffer).expect("read"), 3);
+        assert_eq!(stream.read(&mut buffer).expect_err("refused").kind(), ErrorKind::QuotaExceeded);
+        allowance.widen();
+        assert_eq!(stream.read(&mut buffer).expect("read"), 3);
+        assert_eq!(stream.read(&mut buffer).expect_err("refused").kind(), ErrorKind::QuotaExceeded);
+    }
+
+    #[test]
+    fn the_digest_covers_what_nobody_asked_for() {
+        let mut stream = Metered::new(&b"0123456789"[..], Allowance::new(10));
+        stream.read_exact(&mut [0; 4]).expect("read");
+        assert_eq!(stream.finish().expect("read"), Digest::of(b"0123456789"));
+    }
+}

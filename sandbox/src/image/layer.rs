@@ -1,0 +1,333 @@
+//! Writes a layer's entries below one directory, every step by descriptor: nothing that an entry
+//! says can reach a file outside, and nothing that is there already is followed or overwritten.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::unpack::Bounds;
+use super::{Doing as _, Error, Result, tree};
+use crate::spec::MAX_ID;
+
+/// The longest path of an entry, as for a path that a program can use at once (`PATH_MAX`).
+const MAX_PATH_LENGTH: usize = 4095;
+/// The longest name in a directory (`NAME_MAX`).
+const MAX_COMPONENT_LENGTH: usize = 255;
+/// How many directories may lie one in another.
+const MAX_DEPTH: usize = 256;
+/// Marks a directory that hides what lower layers have below it.
+const OPAQUE: &str = "trusted.overlay.opaque";
+const COPY_BYTES: usize = 128 << 10;
+
+/// Where an entry goes: relative, without `.`, `..` and empty parts. Empty for the layer's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EntryPath(Vec<u8>);
+
+impl EntryPath {
+    /// `raw` as an archive has it. A leading `/` means the layer's root.
+    pub(super) fn parse(raw: &[u8]) -> Result<Self> {
+        let refused = |what: &str| bad(raw, what);
+        let parts = raw.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+        let parts: Vec<&[u8]> = parts.collect();
+        if raw.contains(&0) {
+            return Err(refused("has a zero byte in its name"));
+        }
+        if parts.contains(&&b".."[..]) {
+            return Err(refused("leaves the image by `..`"));
+        }
+        if parts.len() > MAX_DEPTH || raw.len() > MAX_PATH_LENGTH {
+            return Err(refused("has a path that is too long"));
+        }
+        if parts.iter().any(|part| part.len() > MAX_COMPONENT_LENGTH) {
+            return Err(refused("has a name that is too long"));
+        }
+        Ok(Self(parts.join(&b'/')))
+    }
+
+    /// The path below the layer's root.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Parent directory and name. The root has no name.
+    pub(super) fn split(&self) -> (&[u8], &[u8]) {
+        match self.0.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
+            None => (&[], &self.0),
+        }
+    }
+}
+
+/// What is kept of an entry beside its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Attributes {
+    /// Permission bits, setuid, setgid and sticky included.
+    pub(super) mode: u32,
+    /// Owner, as the image has it.
+    pub(super) uid: u64,
+    /// Group, as the image has it.
+    pub(super) gid: u64,
+    /// When the content was last changed.
+    pub(super) modified_at: Timespec,
+    /// Extended attributes; all but `user.*` are dropped.
+    pub(super) xattrs: Vec<(String, Vec<u8>)>,
+}
+
+/// A node that is neither file, directory nor link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Node {
+    /// A named pipe.
+    Fifo,
+    /// A character device 0:0: the overlay hides the file of this name in lower layers.
+    Whiteout,
+}
+
+/// A layer being written.
+#[derive(Debug)]
+pub(super) struct LayerWriter {
+    root: OwnedFd,
+    bounds: Bounds,
+    entries: u64,
+    bytes: u64,
+    /// Set when all is written, for writing into a directory changes them.
+    directory_times: Vec<(EntryPath, Timespec)>,
+}
+
+impl LayerWriter {
+    /// Writes below `root`, an empty directory of ours.
+    pub(super) const fn new(root: OwnedFd, bounds: Bounds) -> Self {
+        Self { root, bounds, entries: 0, bytes: 0, directory_times: Vec::new() }
+    }
+
+    /// A directory; one that is there already gets these attributes.
+    pub(super) fn directory(&mut self, path: &EntryPath, attributes: &Attributes) -> Result<()> {
+        self.count_entry()?;
+        let directory = self.open_or_make(path)?;
+        set_attributes(&directory, attributes).map_err(|error| at(path, error))?;
+        self.directory_times.push((path.clone(), attributes.modified_at));
+        Ok(())
+    }
+
+    /// A regular file with all that `content` gives.
+    pub(super) fn file(
+        &mut self,
+        path: &EntryPath,
+        attributes: &Attributes,
+        content: &mut dyn Read,
+    ) -> Result<u64> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let file = openat(&parent, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| at(path, error))?;
+        let file = File::from(file);
+        let bytes = self.copy(path, content, &file)?;
+        set_attributes(&file, attributes).map_err(|error| at(path, error))?;
+        futimens(&file, &times(attributes.modified_at)).map_err(|error| at(path, error))?;
+        Ok(bytes)
+    }
+
+    /// A symbolic link; where it leads matters only inside a container.
+    pub(super) fn symlink(
+        &mut self,
+        path: &EntryPath,
+        attributes: &Attributes,
+        target: &[u8],
+    ) -> Result<()> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        symlinkat(target, &parent, name).map_err(|error| at(path, error))?;
+        own_node(&parent, name, attributes).map_err(|error| at(path, error))
+    }
+
+    /// Another name for a file of this layer.
+    pub(super) fn hard_link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<()> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        let (target_parent, target_name) = target.split();
+        let missing = |_| bad(path.as_bytes(), "is a hard link to a file that is not in the layer");
+        let target_parent =
+            tree::open_beneath(self.root.as_fd(), target_parent).map_err(missing)?;
+        match linkat(&target_parent, target_name, &parent, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Err(missing(Errno::NOENT)),
+            Err(Errno::PERM) => Err(bad(path.as_bytes(), "is a hard link to a directory")),
+            linked => linked.map_err(|error| at(path, error)),
+        }
+    }
+
+    /// A named pipe or a whiteout.
+    pub(super) fn node(
+        &mut self,
+        path: &EntryPath,
+        attributes: &Attributes,
+        node: Node,
+    ) -> Result<()> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        let kind = match node {
+            Node::Fifo => FileType::Fifo,
+            Node::Whiteout => FileType::CharacterDevice,
+        };
+        let mode = Mode::from_raw_mode(attributes.mode & 0o777);
+        mknodat(&parent, name, kind, mode, 0).map_err(|error| at(path, error))?;
+        // The node was made just now, so it is no link that this could follow.
+        chmodat(&parent, name, mode, AtFlags::empty()).map_err(|error| at(path, error))?;
+        own_node(&parent, name, attributes).map_err(|error| at(path, error))
+    }
+
+    /// Hides what lower layers have below `path`.
+    pub(super) fn opaque(&mut self, path: &EntryPath) -> Result<()> {
+        self.count_entry()?;
+        let directory = self.open_or_make(path)?;
+        fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty()).map_err(|error| at(path, error))
+    }
+
+    /// All is written and on disk. Answers with the bytes of all files.
+    pub(super) fn finish(self) -> Result<u64> {
+        for (path, modified_at) in &self.directory_times {
+            // Opened anew: holding one descriptor for each directory would run out of them.
+            let directory = tree::open_beneath(self.root.as_fd(), path.as_bytes())
+                .map_err(|error| at(path, error))?;
+            futimens(&directory, &times(*modified_at)).map_err(|error| at(path, error))?;
+        }
+        rustix::fs::syncfs(&self.root).doing(|| "could not write a layer to disk".into())?;
+        Ok(self.bytes)
+    }
+
+    fn count_entry(&mut self) -> Result<()> {
+        self.entries += 1;
+        if self.entries > self.bounds.entries {
+            return Err(Error::TooLarge { limit: format!("{} entries", self.bounds.entries) });
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, path: &EntryPath, content: &mut dyn Read, file: &File) -> Result<u64> {
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut length = 0_u64;
+        loop {
+            let bytes = match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(unreadable(path.as_bytes(), &error)),
+            };
+            self.bytes += bytes as u64;
+            if self.bytes > self.bounds.unpacked_bytes {
+                let limit = format!("{} bytes", self.bounds.unpacked_bytes);
+                return Err(Error::TooLarge { limit });
+            }
+            // Zeros are left out, so that a sparse file stays one.
+            if buffer[..bytes].iter().any(|byte| *byte != 0) {
+                file.write_all_at(&buffer[..bytes], length).map_err(|error| at(path, error))?;
+            }
+            length += bytes as u64;
+        }
+        file.set_len(length).map_err(|error| at(path, error))?;
+        Ok(length)
+    }
+
+    fn parent_of<'a>(&self, path: &'a EntryPath) -> Result<(OwnedFd, &'a [u8])> {
+        let (parent, name) = path.split();
+        if name.is_empty() {
+            return Err(bad(b"/", "is not a directory"));
+        }
+        let parent = self.open_or_make_parts(parent).map_err(|error| at(path, error))?;
+        Ok((parent, name))
+    }
+
+    fn open_or_make(&self, path: &EntryPath) -> Result<OwnedFd> {
+        self.open_or_make_parts(path.as_bytes()).map_err(|error| at(path, error))
+    }
+
+    /// Opens a directory, making it and those above it where an archive left them out.
+    fn open_or_make_parts(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        match tree::open_beneath(self.root.as_fd(), path) {
+            Err(Errno::NOENT) => {}
+            opened => return opened,
+        }
+        let mut at_hand = tree::open_beneath(self.root.as_fd(), b"")?;
+        for part in path.split(|byte| *byte == b'/') {
+            let made = mkdirat(&at_hand, part, Mode::RWXU);
+            let below = match made {
+                Ok(()) | Err(Errno::EXIST) => tree::open_beneath(at_hand.as_fd(), part)?,
+                Err(error) => return Err(error),
+            };
+            if made.is_ok() {
+                // Not left to `mkdir`, which the umask of whoever started us bends.
+                fchmod(&below, Mode::from_raw_mode(0o755))?;
+            }
+            at_hand = below;
+        }
+        Ok(at_hand)
+    }
+}
+
+/// Owner first: a change of owner takes setuid bits away.
+fn set_attributes(file: &impl AsFd, attributes: &Attributes) -> Result<(), Errno> {
+    let (uid, gid) = owner(attributes);
+    fchown(file, Some(uid), Some(gid))?;
+    fchmod(file, Mode::from_raw_mode(attributes.mode & 0o7777))?;
+    for (name, value) in attributes.xattrs.iter().filter(|(name, _)| is_kept(name)) {
+        fsetxattr(file, name.as_str(), value, XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+fn own_node(parent: &OwnedFd, name: &[u8], attributes: &Attributes) -> Result<(), Errno> {
+    let (uid, gid) = owner(attributes);
+    chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    utimensat(parent, name, &times(attributes.modified_at), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn owner(attributes: &Attributes) -> (Uid, Gid) {
+    // Both were checked to be at most `MAX_ID` when the attributes were read.
+    let id = |id: u64| u32::try_from(id).unwrap_or(MAX_ID);
+    (Uid::from_raw(id(attributes.uid)), Gid::from_raw(id(attributes.gid)))
+}
+
+/// Whether an attribute is the image's to set. `user.overlay.*` would speak to a rootless overlay.
+fn is_kept(name: &str) -> bool {
+    name.starts_with("user.") && !name.starts_with("user.overlay.")
+}
+
+const fn times(modified_at: Timespec) -> Timestamps {
+    Timestamps { last_access: modified_at, last_modification: modified_at }
+}
+
+/// What is wrong with the archive at this entry.
+pub(super) fn bad(entry: &[u8], what: &str) -> Error {
+    let entry = String::from_utf8_lossy(&entry[..entry.len().min(MAX_COMPONENT_LENGTH)]);
+    Error::BadArchive { entry: entry.escape_debug().to_string(), what: what.into() }
+}
+
+/// What is wrong with an archive that could not be read at this entry.
+pub(super) fn unreadable(entry: &[u8], error: &io::Error) -> Error {
+    if error.kind() == ErrorKind::QuotaExceeded {
+        return Error::TooLarge { limit: error.to_string() };
+    }
+    bad(entry, &format!("could not be read: {error}"))
+}
+
+/// What an answer of the kernel says about the entry: some are the archive's fault.
+fn at(path: &EntryPath, error: impl Into<io::Error>) -> Error {
+    let error: io::Error = error.into();
+    let what = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::EXIST) => "is there twice",
+        Some(Errno::LOOP) => "has a symbolic link for a parent",
+        Some(Errno::NOTDIR) => "has a parent that is no directory",
+        Some(Errno::NAMETOOLONG) => "has a name that is too long",
+        _ => {
+            let entry = String::from_utf8_lossy(path.as_bytes()).escape_debug().to_string();
+            return Error::Io { doing: format!("could not write `{entry}`"), source: error };
+        }
+    };
+    bad(path.as_bytes(), what)
+}
