@@ -25,11 +25,8 @@ usage() {
 # Unpacks Debian packages below $cache/root, without installing them.
 fetch_packages() {
     mkdir -p "$cache/packages" "$cache/root"
-    cd "$cache/packages"
-    # The lists of packages may be older than what the mirror still has.
-    apt-get download -qq "$@" 2>/dev/null ||
-        { apt-get update -qq && apt-get download -qq "$@"; }
-    cd "$OLDPWD"
+    # As a user of its own apt could not write here, and would say so at length.
+    (cd "$cache/packages" && apt-get download -qq -o APT::Sandbox::User=root "$@")
     for package in "$cache"/packages/*.deb; do dpkg-deb -x "$package" "$cache/root"; done
 }
 
