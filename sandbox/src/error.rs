@@ -90,10 +90,7 @@ pub trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
     fn at(self, stage: Stage) -> Result<T> {
-        self.map_err(|source| Error {
-            stage,
-            source: source.into(),
-        })
+        self.map_err(|source| Error { stage, source: source.into() })
     }
 }
 

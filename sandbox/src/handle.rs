@@ -57,10 +57,7 @@ pub struct Container {
 
 impl Container {
     pub(crate) fn new(id: String, socket: OwnedFd) -> Self {
-        Self {
-            id,
-            channel: Channel::new(socket, MAX_FRAME_BYTES),
-        }
+        Self { id, channel: Channel::new(socket, MAX_FRAME_BYTES) }
     }
 
     /// The name of its directory in `$run` and of its cgroup.
@@ -76,9 +73,7 @@ impl Container {
     /// At [`Stage::Shim`] if the shim is gone. What is wrong with the spec itself comes back as a
     /// fault in [`Event::Finished`].
     pub fn start(&mut self, spec: ContainerSpec, spool: BorrowedFd<'_>) -> Result<()> {
-        self.channel
-            .send(&Request::Start(spec), &[spool])
-            .at(Stage::Shim)
+        self.channel.send(&Request::Start(spec), &[spool]).at(Stage::Shim)
     }
 
     /// Has the container killed. It still tells how it ended.
@@ -94,9 +89,7 @@ impl Container {
     /// # Errors
     /// At [`Stage::Shim`] if the shim is gone.
     pub fn acknowledge(self) -> Result<()> {
-        self.channel
-            .send(&Request::Acknowledge, &[])
-            .at(Stage::Shim)
+        self.channel.send(&Request::Acknowledge, &[]).at(Stage::Shim)
     }
 
     /// The next event if there is one now. [`AsFd`] tells when to look again.

@@ -124,15 +124,8 @@ impl From<Error> for Failure {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let kind = if failure.is_storage_full {
-            ErrorKind::StorageFull
-        } else {
-            ErrorKind::Other
-        };
-        Self {
-            stage: failure.stage,
-            source: io::Error::new(kind, failure.message),
-        }
+        let kind = if failure.is_storage_full { ErrorKind::StorageFull } else { ErrorKind::Other };
+        Self { stage: failure.stage, source: io::Error::new(kind, failure.message) }
     }
 }
 
@@ -163,8 +156,7 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
     enter(inherited.birth)?;
     let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
     let proc = Proc::new().at(Stage::Proc)?;
-    shim.send(&Report::Prepared, &[storage.as_fd()])
-        .at(Stage::Init)?;
+    shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
     let order = match shim.recv() {
         Ok((order, _)) => order,
@@ -173,10 +165,8 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
         Err(error) => return Err(error).at(Stage::Init),
     };
     let Order::Become(container) = order else {
-        return Err(io::Error::other(
-            "the first order was not to become a container",
-        ))
-        .at(Stage::Init);
+        return Err(io::Error::other("the first order was not to become a container"))
+            .at(Stage::Init);
     };
     let workdir = become_container(&container, inherited, storage, proc)?;
     shim.send(&Report::Done, &[]).at(Stage::Init)?;
@@ -208,19 +198,16 @@ fn become_container(
     storage: Storage,
     proc: Proc,
 ) -> Result<OwnedFd> {
-    let Inherited {
-        slot,
-        user_namespace,
-        ..
-    } = *inherited;
+    let Inherited { slot, user_namespace, .. } = *inherited;
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
-    storage
-        .become_root(&container.rootfs, slot, user_namespace, &proc)
-        .at(Stage::Rootfs)?;
+    storage.become_root(&container.rootfs, slot, user_namespace, &proc).at(Stage::Rootfs)?;
+    // Still as the host's root: the directory may be the host image's, whose owner has no id inside.
+    let owner = |inner| slot.host_id(inner);
+    let user = &container.user;
+    let workdir = make_workdir(&container.workdir, (owner(user.uid), owner(user.gid)));
+    let workdir = workdir.at(Stage::Files)?;
     join_user_namespace(user_namespace, proc.user_limits.as_fd()).at(Stage::Privileges)?;
-    drop((storage, proc));
-    let workdir = make_workdir(&container.workdir, &container.user).at(Stage::Files)?;
-    restrict_init().at(Stage::Privileges)?;
+    restrict_init(user).at(Stage::Privileges)?;
     Ok(workdir)
 }
 
@@ -240,12 +227,7 @@ impl Init {
         signals.thread_block().at(Stage::Init)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let children = SignalFd::with_flags(&signals, flags).at(Stage::Init)?;
-        Ok(Self {
-            user,
-            workdir,
-            children,
-            main: None,
-        })
+        Ok(Self { user, workdir, children, main: None })
     }
 
     /// Carries out orders until the shim closes its end.
@@ -258,8 +240,7 @@ impl Init {
                     Ok(None) => {}
                     Ok(Some(report)) => shim.send(&report, &[]).at(Stage::Init)?,
                     Err(error) => {
-                        shim.send(&Report::Failed(error.into()), &[])
-                            .at(Stage::Init)?;
+                        shim.send(&Report::Failed(error.into()), &[]).at(Stage::Init)?;
                     }
                 }
             }
@@ -284,11 +265,7 @@ impl Init {
             Order::File { path, mode, bytes } => {
                 set_file_owner(&self.user);
                 let written = write_file(self.workdir.as_fd(), &path, mode, (shim, bytes));
-                set_file_owner(&User {
-                    uid: INIT_ID,
-                    gid: INIT_ID,
-                    groups: Vec::new(),
-                });
+                set_file_owner(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() });
                 written.at(Stage::Files).map(|()| Some(Report::Done))
             }
             Order::Run(step) => self.start(&step, fds, filters).map(|()| None),
@@ -314,11 +291,7 @@ impl Init {
         let mut ended = None;
         loop {
             // With the main process gone, wait for everyone; a killed process does not linger.
-            let flags = if ended.is_some() {
-                None
-            } else {
-                Some(WaitPidFlag::WNOHANG)
-            };
+            let flags = if ended.is_some() { None } else { Some(WaitPidFlag::WNOHANG) };
             let (pid, exit) = match waitpid(None, flags) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, Exit::Code(code)),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
@@ -329,20 +302,15 @@ impl Init {
             };
             if self.main == Some(pid) {
                 self.main = None;
-                ended = Some(Ended {
-                    exit,
-                    at: clock::now(),
-                });
+                ended = Some(Ended { exit, at: clock::now() });
                 kill_all()?;
             }
         }
     }
 
     fn wait(&self, shim: &Channel) -> Result<()> {
-        let mut fds = [
-            PollFd::new(shim, PollFlags::IN),
-            PollFd::new(&self.children, PollFlags::IN),
-        ];
+        let mut fds =
+            [PollFd::new(shim, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).at(Stage::Init)?;
         Ok(())
     }

@@ -45,10 +45,7 @@ impl RunDirectory {
         fs::create_dir(&path).context(|| format!("could not make `{}`", path.display()))?;
         let pid = rustix::process::getpid();
         let started = start_time(pid)?;
-        fs::write(
-            path.join("shim"),
-            format!("{} {started}\n", pid.as_raw_nonzero()),
-        )?;
+        fs::write(path.join("shim"), format!("{} {started}\n", pid.as_raw_nonzero()))?;
         fs::create_dir(path.join("storage"))?;
         Ok(Self { path })
     }
@@ -97,10 +94,7 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 /// When a process started, in clock ticks since boot: field 22 of stat(5).
 fn start_time(pid: Pid) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
-    let field = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.split_whitespace().nth(19));
+    let field = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19));
     field
         .and_then(|ticks| ticks.parse().ok())
         .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "a stat file without a start time"))
@@ -158,10 +152,7 @@ fn find_shim(path: &Path) -> io::Result<Option<OwnedFd>> {
         Err(error) => return Err(error),
     };
     let mut fields = text.split_whitespace();
-    let pid = fields
-        .next()
-        .and_then(|pid| pid.parse().ok())
-        .and_then(Pid::from_raw);
+    let pid = fields.next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
     let started: Option<u64> = fields.next().and_then(|ticks| ticks.parse().ok());
     let (Some(pid), Some(started)) = (pid, started) else {
         return Ok(None);
@@ -170,9 +161,7 @@ fn find_shim(path: &Path) -> io::Result<Option<OwnedFd>> {
         return Ok(None);
     };
     // The descriptor is open, so a match now is a match for good.
-    Ok(start_time(pid)
-        .is_ok_and(|now| now == started)
-        .then_some(process))
+    Ok(start_time(pid).is_ok_and(|now| now == started).then_some(process))
 }
 
 fn kill_and_wait(process: &OwnedFd) -> io::Result<()> {
@@ -196,11 +185,7 @@ mod tests {
         let run = tempfile::tempdir().expect("a directory");
         let directory = RunDirectory::create(run.path(), "c1").expect("made");
         directory.set_label("job").expect("written");
-        let outcome = Outcome {
-            verdict: Verdict::Fault,
-            steps: Vec::new(),
-            detail: None,
-        };
+        let outcome = Outcome { verdict: Verdict::Fault, steps: Vec::new(), detail: None };
         directory.keep(&outcome).expect("written");
         directory.remove().expect("removed");
         assert_eq!(fs::read_dir(run.path()).expect("readable").count(), 0);

@@ -171,9 +171,7 @@ impl Cpus {
     /// `millis` thousandths of a CPU, or `None` below [`Cpus::MIN`].
     #[must_use]
     pub fn from_millis(millis: u32) -> Option<Self> {
-        NonZeroU32::new(millis)
-            .map(Self)
-            .filter(|cpus| *cpus >= Self::MIN)
+        NonZeroU32::new(millis).map(Self).filter(|cpus| *cpus >= Self::MIN)
     }
 
     /// Thousandths of a CPU.

@@ -68,11 +68,7 @@ pub(crate) struct SpoolWriter {
 impl SpoolWriter {
     /// A writer that appends to `file`, which is empty.
     pub(crate) fn new(file: OwnedFd) -> Self {
-        Self {
-            file,
-            length: 0,
-            buffer: Vec::with_capacity(HEADER_BYTES + MAX_RECORD_BYTES),
-        }
+        Self { file, length: 0, buffer: Vec::with_capacity(HEADER_BYTES + MAX_RECORD_BYTES) }
     }
 
     /// How many bytes of whole records the file has.
@@ -143,12 +139,7 @@ pub struct SpoolReader<R> {
 impl<R: Read> SpoolReader<R> {
     /// A reader from the start of the spool.
     pub const fn new(source: R) -> Self {
-        Self {
-            source,
-            buffer: Vec::new(),
-            start: 0,
-            number: 0,
-        }
+        Self { source, buffer: Vec::new(), start: 0, number: 0 }
     }
 
     /// The next record, or `None` if no further whole record is there yet. Later calls find what
@@ -175,12 +166,7 @@ impl<R: Read> SpoolReader<R> {
         };
         self.start += end;
         self.number += 1;
-        Ok(Some(Record {
-            number: self.number,
-            t_ms,
-            step,
-            entry,
-        }))
+        Ok(Some(Record { number: self.number, t_ms, step, entry }))
     }
 
     /// Whether `bytes` bytes of the next record are in the buffer now.
@@ -214,12 +200,7 @@ fn parse_header(bytes: &[u8]) -> io::Result<(usize, u8, u16, u64)> {
     if length > MAX_PAYLOAD_BYTES {
         return Err(invalid(format!("a record of {length} bytes")));
     }
-    Ok((
-        length,
-        kind,
-        u16::from_le_bytes([s0, s1]),
-        u64::from_le_bytes(t_ms),
-    ))
+    Ok((length, kind, u16::from_le_bytes([s0, s1]), u64::from_le_bytes(t_ms)))
 }
 
 fn invalid(what: String) -> io::Error {
@@ -239,24 +220,14 @@ mod tests {
         let mut reader = SpoolReader::new(ReadFromStart { file, offset: 0 });
         assert_eq!(reader.next_record().expect("readable"), None);
         writer.step_started(0, 0, "run").expect("written");
-        writer
-            .output(0, 7, Stream::Stderr, b"oh\n")
-            .expect("written");
+        writer.output(0, 7, Stream::Stderr, b"oh\n").expect("written");
         let first = reader.next_record().expect("readable").expect("a record");
-        assert_eq!(
-            (first.number, first.entry),
-            (1, Entry::StepStarted("run".into()))
-        );
+        assert_eq!((first.number, first.entry), (1, Entry::StepStarted("run".into())));
         let second = reader.next_record().expect("readable").expect("a record");
-        assert_eq!(
-            second.entry,
-            Entry::Output(Stream::Stderr, b"oh\n".to_vec())
-        );
+        assert_eq!(second.entry, Entry::Output(Stream::Stderr, b"oh\n".to_vec()));
         assert_eq!((second.number, second.t_ms), (2, 7));
         assert_eq!(reader.next_record().expect("readable"), None);
-        writer
-            .output(0, 9, Stream::Stdout, &[b'x'; MAX_RECORD_BYTES])
-            .expect("written");
+        writer.output(0, 9, Stream::Stdout, &[b'x'; MAX_RECORD_BYTES]).expect("written");
         assert!(reader.next_record().expect("readable").is_some());
     }
 
@@ -265,14 +236,10 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         let mut writer = SpoolWriter::new(file.as_fd().try_clone_to_owned().expect("a copy"));
         for step in 0..3 {
-            writer
-                .output(step, 1, Stream::Stdout, b"0123456789")
-                .expect("written");
+            writer.output(step, 1, Stream::Stdout, b"0123456789").expect("written");
         }
         let mut bytes = Vec::new();
-        ReadFromStart { file, offset: 0 }
-            .read_to_end(&mut bytes)
-            .expect("read");
+        ReadFromStart { file, offset: 0 }.read_to_end(&mut bytes).expect("read");
         for cut in 0..=bytes.len() {
             let mut reader = SpoolReader::new(&bytes[..cut]);
             let mut whole = 0;
@@ -285,9 +252,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_spool_is_said_to_be_none() {
-        let error = SpoolReader::new(&[0xff; 64][..])
-            .next_record()
-            .expect_err("refused");
+        let error = SpoolReader::new(&[0xff; 64][..]).next_record().expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::InvalidData);
     }
 

@@ -61,23 +61,13 @@ impl TryFrom<Vec<OwnedFd>> for Stdio {
     fn try_from(fds: Vec<OwnedFd>) -> io::Result<Self> {
         let [stdin, stdout, stderr, gate] = <[OwnedFd; 4]>::try_from(fds)
             .map_err(|fds| io::Error::other(format!("{} descriptors came", fds.len())))?;
-        Ok(Self {
-            stdin,
-            stdout,
-            stderr,
-            gate,
-        })
+        Ok(Self { stdin, stdout, stderr, gate })
     }
 }
 
 /// Becomes the program, or tells through the gate why not.
 pub(crate) fn main(step: &Step, user: &User, stdio: Stdio, filters: &Filters) -> ! {
-    let Stdio {
-        stdin,
-        stdout,
-        stderr,
-        gate,
-    } = stdio;
+    let Stdio { stdin, stdout, stderr, gate } = stdio;
     let mut gate = Channel::new(gate, MAX_FRAME_BYTES);
     let report = match set_up([stdin, stdout, stderr], step, user, filters) {
         Ok(program) => program.run(&mut gate),
@@ -123,9 +113,7 @@ struct Program {
 impl Program {
     fn new(step: &Step) -> io::Result<Self> {
         let c_string = |text: String| {
-            CString::new(text)
-                .map_err(io::Error::from)
-                .context(|| "a NUL in the command".into())
+            CString::new(text).map_err(io::Error::from).context(|| "a NUL in the command".into())
         };
         let name = step.command.first().map_or("", String::as_str);
         let path = step.env.iter().find(|(key, _)| key == "PATH");
@@ -140,12 +128,7 @@ impl Program {
         };
         Ok(Self {
             paths: paths.into_iter().map(c_string).collect::<io::Result<_>>()?,
-            argv: step
-                .command
-                .iter()
-                .cloned()
-                .map(c_string)
-                .collect::<io::Result<_>>()?,
+            argv: step.command.iter().cloned().map(c_string).collect::<io::Result<_>>()?,
             envp: step
                 .env
                 .iter()

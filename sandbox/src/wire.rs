@@ -53,12 +53,7 @@ pub(crate) struct Channel {
 impl Channel {
     /// A channel over a connected stream socket that accepts frames up to `max_frame_bytes`.
     pub(crate) fn new(socket: OwnedFd, max_frame_bytes: usize) -> Self {
-        Self {
-            socket,
-            received: Vec::new(),
-            descriptors: VecDeque::new(),
-            max_frame_bytes,
-        }
+        Self { socket, received: Vec::new(), descriptors: VecDeque::new(), max_frame_bytes }
     }
 
     /// Sends one frame with its descriptors, waiting while the socket is full.
@@ -94,10 +89,7 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                "too many descriptors",
-            ));
+            return Err(io::Error::new(ErrorKind::InvalidInput, "too many descriptors"));
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let parts = [io::IoSlice::new(bytes)];
@@ -150,10 +142,7 @@ impl Channel {
         if length > self.max_frame_bytes {
             return Err(io::Error::new(
                 ErrorKind::InvalidData,
-                format!(
-                    "a frame of {length} bytes, at most {} are accepted",
-                    self.max_frame_bytes
-                ),
+                format!("a frame of {length} bytes, at most {} are accepted", self.max_frame_bytes),
             ));
         }
         let end = LENGTH_BYTES + length;
@@ -177,18 +166,14 @@ impl Channel {
         let got = rustix::io::retry_on_intr(|| {
             rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags)
         });
-        self.received
-            .truncate(filled + got.as_ref().map_or(0, |message| message.bytes));
+        self.received.truncate(filled + got.as_ref().map_or(0, |message| message.bytes));
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 self.descriptors.extend(fds);
             }
         }
         match got?.bytes {
-            0 => Err(io::Error::new(
-                ErrorKind::UnexpectedEof,
-                "the other end has closed",
-            )),
+            0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "the other end has closed")),
             _ => Ok(()),
         }
     }
@@ -221,12 +206,7 @@ pub(crate) fn frame(value: &impl Serialize) -> io::Result<Vec<u8>> {
 /// Two connected ends: `SOCK_STREAM`, close-on-exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    Ok(socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
 #[cfg(test)]
@@ -235,10 +215,7 @@ mod tests {
 
     fn channels(max_frame_bytes: usize) -> (Channel, Channel) {
         let (a, b) = pair().expect("a socket pair");
-        (
-            Channel::new(a, max_frame_bytes),
-            Channel::new(b, max_frame_bytes),
-        )
+        (Channel::new(a, max_frame_bytes), Channel::new(b, max_frame_bytes))
     }
 
     #[test]
@@ -283,9 +260,6 @@ mod tests {
     fn a_closed_end_is_an_end_of_file() {
         let (a, mut b) = channels(MAX_FRAME_BYTES);
         drop(a);
-        assert_eq!(
-            b.recv::<u8>().expect_err("closed").kind(),
-            ErrorKind::UnexpectedEof
-        );
+        assert_eq!(b.recv::<u8>().expect_err("closed").kind(), ErrorKind::UnexpectedEof);
     }
 }

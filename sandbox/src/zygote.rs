@@ -79,9 +79,7 @@ impl Zygote {
                 let mut channel = Channel::new(ours, MAX_FRAME_BYTES);
                 let (answer, _): (Answer, _) = channel.recv().at(Stage::Zygote)?;
                 answer.map_err(Error::from)?;
-                Ok(Self {
-                    channel: Mutex::new(channel),
-                })
+                Ok(Self { channel: Mutex::new(channel) })
             }
         }
     }
@@ -96,9 +94,7 @@ impl Zygote {
         check_id(id).at(Stage::Zygote)?;
         let (ours, theirs) = wire::pair().at(Stage::Zygote)?;
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        channel
-            .send(&Fork { id: id.to_owned() }, &[theirs.as_fd()])
-            .at(Stage::Zygote)?;
+        channel.send(&Fork { id: id.to_owned() }, &[theirs.as_fd()]).at(Stage::Zygote)?;
         let (answer, _): (Answer, _) = channel.recv().at(Stage::Zygote)?;
         answer.map_err(Error::from)?;
         Ok(Container::new(id.to_owned(), ours))
@@ -110,10 +106,7 @@ fn check_id(id: &str) -> io::Result<()> {
     const MAX_ID_BYTES: usize = 64;
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if id.is_empty() || id.len() > MAX_ID_BYTES || !id.bytes().all(is_plain) {
-        return Err(io::Error::new(
-            ErrorKind::InvalidInput,
-            format!("`{id}` is no container id"),
-        ));
+        return Err(io::Error::new(ErrorKind::InvalidInput, format!("`{id}` is no container id")));
     }
     Ok(())
 }
@@ -186,10 +179,7 @@ fn serve(server: &mut Channel, shared: &Shared) -> Result<Side> {
         }
         while children.read_signal().at(Stage::Zygote)?.is_some() {}
         reap(&mut shims, shared)?;
-        let mut fds = [
-            PollFd::new(&*server, PollFlags::IN),
-            PollFd::new(&children, PollFlags::IN),
-        ];
+        let mut fds = [PollFd::new(&*server, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).at(Stage::Zygote)?;
     }
 }
@@ -212,9 +202,7 @@ enum Born {
 fn fork_shim(id: &str, fds: Vec<OwnedFd>) -> io::Result<Born> {
     check_id(id)?;
     let mut fds = fds.into_iter();
-    let socket = fds
-        .next()
-        .ok_or_else(|| io::Error::other("no socket came"))?;
+    let socket = fds.next().ok_or_else(|| io::Error::other("no socket came"))?;
     match sys::fork()? {
         Forked::Child => Ok(Born::Here(socket)),
         Forked::Parent(pid) => Ok(Born::There(pid.as_raw_nonzero().get())),

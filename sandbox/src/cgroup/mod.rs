@@ -231,28 +231,18 @@ fn read(file: &OwnedFd) -> io::Result<String> {
 
 fn read_number(file: &OwnedFd) -> io::Result<u64> {
     let text = read(file)?;
-    text.trim()
-        .parse()
-        .map_err(|error| not_a_number(text.trim(), &error))
+    text.trim().parse().map_err(|error| not_a_number(text.trim(), &error))
 }
 
 fn not_a_number(text: &str, error: &std::num::ParseIntError) -> io::Error {
-    io::Error::new(
-        ErrorKind::InvalidData,
-        format!("`{text}` is no number: {error}"),
-    )
+    io::Error::new(ErrorKind::InvalidData, format!("`{text}` is no number: {error}"))
 }
 
 /// The number after `key` in a file of lines `key number`; 0 where there is no such line.
 fn field(text: &str, key: &str) -> io::Result<u64> {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     match line {
-        Some(number) => number
-            .trim()
-            .parse()
-            .map_err(|error| not_a_number(number, &error)),
+        Some(number) => number.trim().parse().map_err(|error| not_a_number(number, &error)),
         None => Ok(0),
     }
 }
@@ -288,10 +278,7 @@ fn kill_members(parent: BorrowedFd<'_>, id: &str) -> io::Result<()> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        Ok(read(&procs)?
-            .lines()
-            .filter_map(|pid| pid.parse().ok())
-            .collect())
+        Ok(read(&procs)?.lines().filter_map(|pid| pid.parse().ok()).collect())
     };
     for pid in members()?.into_iter().filter_map(Pid::from_raw) {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {

@@ -16,12 +16,8 @@ use crate::error::Context;
 use crate::spec::Limits;
 
 /// Controllers that count and bound each container.
-const CONTROLLERS: [Controllers; 4] = [
-    Controllers::Cpu,
-    Controllers::CpuAcct,
-    Controllers::Mem,
-    Controllers::Pids,
-];
+const CONTROLLERS: [Controllers; 4] =
+    [Controllers::Cpu, Controllers::CpuAcct, Controllers::Mem, Controllers::Pids];
 /// What TCP buffers may take beside the memory limit, which does not count them on v1 (measured:
 /// else 96 MiB of them escape a limit of 64 MiB).
 const MAX_TCP_BYTES: u64 = 16 << 20;
@@ -60,10 +56,7 @@ impl Parent {
                 )));
             }
         }
-        let names = CONTROLLERS
-            .iter()
-            .chain([&Controllers::Devices])
-            .map(ToString::to_string);
+        let names = CONTROLLERS.iter().chain([&Controllers::Devices]).map(ToString::to_string);
         Cgroup::new_with_specified_controllers(Box::new(V1::new()), path, Some(names.collect()))
             .map_err(io::Error::other)?;
         let directory = |controller: Controllers| {
@@ -93,12 +86,7 @@ impl Parent {
 
     /// The parent's directory in each hierarchy that containers have leaves in.
     pub(super) fn directories(&self) -> Vec<BorrowedFd<'_>> {
-        vec![
-            self.cpu.as_fd(),
-            self.cpuacct.as_fd(),
-            self.memory.as_fd(),
-            self.pids.as_fd(),
-        ]
+        vec![self.cpu.as_fd(), self.cpuacct.as_fd(), self.memory.as_fd(), self.pids.as_fd()]
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
@@ -113,11 +101,7 @@ impl Parent {
         let cpuacct = open_directory(self.cpuacct.as_fd(), id.as_ref())?;
         let cpu = open_directory(self.cpu.as_fd(), id.as_ref())?;
         // Before the first socket, or it is not counted at all.
-        write(
-            memory.as_fd(),
-            "memory.kmem.tcp.limit_in_bytes",
-            MAX_TCP_BYTES,
-        )?;
+        write(memory.as_fd(), "memory.kmem.tcp.limit_in_bytes", MAX_TCP_BYTES)?;
         let oom_control = open(memory.as_fd(), "memory.oom_control", OFlags::RDONLY)?;
         let oom_notice = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         register_oom_notice(memory.as_fd(), &oom_notice, &oom_control)?;
@@ -180,16 +164,10 @@ pub(crate) struct Leaf {
 
 impl Leaf {
     pub(super) fn tasks(&self) -> io::Result<Vec<OwnedFd>> {
-        [
-            &self.cpu,
-            &self.cpuacct,
-            &self.memory,
-            &self.pids,
-            &self.devices,
-        ]
-        .into_iter()
-        .map(|directory| open(directory.as_fd(), "tasks", OFlags::WRONLY))
-        .collect()
+        [&self.cpu, &self.cpuacct, &self.memory, &self.pids, &self.devices]
+            .into_iter()
+            .map(|directory| open(directory.as_fd(), "tasks", OFlags::WRONLY))
+            .collect()
     }
 
     pub(super) fn bound_memory_and_pids(&self, limits: &Limits) -> io::Result<()> {

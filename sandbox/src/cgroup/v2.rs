@@ -29,19 +29,15 @@ pub(crate) struct Parent {
 impl Parent {
     pub(super) fn open(path: &str) -> io::Result<Self> {
         let hierarchy = V2::new();
-        let path = hierarchy.root().join(path);
+        let directory = hierarchy.root().join(path);
         let names = CONTROLLERS.iter().map(ToString::to_string).collect();
-        Cgroup::new_with_specified_controllers(Box::new(hierarchy), &path, Some(names))
+        Cgroup::new_with_specified_controllers(Box::new(hierarchy), path, Some(names))
             .map_err(io::Error::other)?;
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&path, flags, Mode::empty())
-            .context(|| format!("could not open `{}`", path.display()))?;
+        let directory = rustix::fs::open(&directory, flags, Mode::empty())
+            .context(|| format!("could not open `{}`", directory.display()))?;
         for controller in CONTROLLERS {
-            write(
-                directory.as_fd(),
-                "cgroup.subtree_control",
-                format!("+{controller}"),
-            )?;
+            write(directory.as_fd(), "cgroup.subtree_control", format!("+{controller}"))?;
         }
         Ok(Self { directory })
     }

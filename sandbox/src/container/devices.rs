@@ -61,14 +61,8 @@ fn fill(dev: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
     chownat(dev, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);
-        mknodat(
-            dev,
-            name,
-            FileType::CharacterDevice,
-            mode,
-            makedev(major, minor),
-        )
-        .context(|| format!("could not make the device `{name}`"))?;
+        mknodat(dev, name, FileType::CharacterDevice, mode, makedev(major, minor))
+            .context(|| format!("could not make the device `{name}`"))?;
         // The umask took some bits away.
         chmodat(dev, name, mode, AtFlags::empty())?;
     }
@@ -81,11 +75,7 @@ fn fill(dev: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
 /// An instance of the pseudo terminals that no one else has.
 fn terminals(group: u32) -> io::Result<OwnedFd> {
     let group = group.to_string();
-    let options = [
-        ("ptmxmode", "0666"),
-        ("mode", "0620"),
-        ("gid", group.as_str()),
-    ];
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", group.as_str())];
     new_filesystem(
         "devpts",
         &options,

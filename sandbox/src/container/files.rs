@@ -8,18 +8,19 @@ use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, mkdirat, 
 use rustix::io::Errno;
 
 use crate::error::Context;
-use crate::spec::User;
 use crate::wire::Channel;
 
 /// Bytes of a file in flight between shim and init.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Opens the working directory, making what is missing of it, and gives it to the job's user.
-/// Links in the image are followed inside the container's root, which is all there is.
-pub(crate) fn make_workdir(path: &str, user: &User) -> io::Result<OwnedFd> {
+/// Opens the working directory, making what is missing of it, and gives it to the job's user, whose
+/// ids on the host are `owner`. Links in the image are followed inside the container's root, which
+/// is all there is.
+pub(crate) fn make_workdir(path: &str, owner: (u32, u32)) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let mut directory = rustix::fs::open("/", flags, Mode::empty())?;
+    let root = rustix::fs::open("/", flags, Mode::empty())?;
+    let mut directory = root.try_clone()?;
     let mut walked = String::new();
     for name in path.split('/').filter(|name| !name.is_empty()) {
         walked.push('/');
@@ -28,17 +29,15 @@ pub(crate) fn make_workdir(path: &str, user: &User) -> io::Result<OwnedFd> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).context(|| format!("could not make `{walked}`")),
         }
-        let root = rustix::fs::open("/", flags, Mode::empty())?;
         directory = openat2(&root, walked.as_str(), flags, Mode::empty(), resolve)
             .context(|| format!("could not open `{walked}`"))?;
     }
-    fchown(
-        &directory,
-        Some(Uid::from_raw(user.uid)),
-        Some(Gid::from_raw(user.gid)),
-    )
-    .context(|| format!("could not give `{path}` to the job's user"))?;
-    Ok(directory)
+    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+    match fchown(&directory, Some(uid), Some(gid)) {
+        // A directory of the host image: a place to be, if not to write.
+        Ok(()) | Err(Errno::ROFS) => Ok(directory),
+        Err(error) => Err(error).context(|| format!("could not give `{path}` to the job's user")),
+    }
 }
 
 /// Writes one file below `workdir`, its bytes read from `source`.
@@ -60,9 +59,7 @@ pub(crate) fn write_file(
         }
     }
     opened?;
-    written
-        .map_err(io::Error::from)
-        .context(|| format!("could not write `{path}`"))
+    written.map_err(io::Error::from).context(|| format!("could not write `{path}`"))
 }
 
 fn open_file(workdir: BorrowedFd<'_>, path: &str, mode: u32) -> io::Result<OwnedFd> {

@@ -53,15 +53,10 @@ impl Slot {
         for offset in 0..SLOTS {
             let number = (hint % SLOTS + offset) % SLOTS;
             if try_lock(&lock, number)? {
-                return Ok(Self {
-                    number,
-                    _lock: lock,
-                });
+                return Ok(Self { number, _lock: lock });
             }
         }
-        Err(io::Error::other(format!(
-            "all {SLOTS} slots of host ids are in use"
-        )))
+        Err(io::Error::other(format!("all {SLOTS} slots of host ids are in use")))
     }
 
     /// The host id that an inner id stands for.

@@ -30,10 +30,8 @@ pub(crate) fn new_filesystem(
             .context(|| format!("could not set `{key}` of `{kind}`"))?;
     }
     fsconfig_create(fs.as_fd()).context(|| format!("could not make a `{kind}`"))?;
-    Ok(
-        fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-            .context(|| format!("could not mount a `{kind}`"))?,
-    )
+    Ok(fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .context(|| format!("could not mount a `{kind}`"))?)
 }
 
 /// A second mount of what `source` names on the host, attached nowhere yet.
@@ -85,11 +83,7 @@ pub(crate) fn bind_read_only(
     target: BorrowedFd<'_>,
 ) -> io::Result<()> {
     let tree = clone_tree_at(directory, source)?;
-    set_attributes(
-        tree.as_fd(),
-        PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY,
-        None,
-    )?;
+    set_attributes(tree.as_fd(), PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY, None)?;
     attach(tree.as_fd(), target)
 }
 
@@ -105,11 +99,7 @@ pub(crate) fn make_directory(
         .context(|| format!("could not make the directory `{name}`"))?;
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = openat(parent, name, flags, Mode::empty())?;
-    fchown(
-        &directory,
-        Some(Uid::from_raw(owner)),
-        Some(Gid::from_raw(owner)),
-    )?;
+    fchown(&directory, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     // After the owner, and apart from mkdir: chown(2) clears bits and the umask takes some.
     fchmod(&directory, Mode::from_raw_mode(mode))?;
     Ok(directory)

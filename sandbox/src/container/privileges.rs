@@ -60,16 +60,10 @@ pub(crate) fn join_user_namespace(
     setns(user_namespace, CloneFlags::CLONE_NEWUSER)
         .context(|| "could not join the user namespace".into())?;
     forbid_namespaces(user_limits)?;
-    set_ids(&User {
-        uid: INIT_ID,
-        gid: INIT_ID,
-        groups: Vec::new(),
-    })?;
+    set_ids(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() })?;
     // After the last change of ids, which resets both (prctl(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    Ok(rustix::process::set_parent_process_death_signal(Some(
-        Signal::KILL,
-    ))?)
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
 /// Sets the limits of all namespaces below this one to none: a second lock beside seccomp. The
@@ -89,14 +83,18 @@ fn forbid_namespaces(user_limits: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps of init's capabilities those that it needs once the files are in place.
-pub(crate) fn restrict_init() -> io::Result<()> {
-    let sets = CapabilitySets {
-        effective: INIT_CAPABILITIES,
-        permitted: INIT_CAPABILITIES,
-        inheritable: CapabilitySet::empty(),
-    };
+/// Keeps of init's capabilities those that it needs, and those that it has to hand on: what a step
+/// of root lacks before exec it does not gain there, because of `no_new_privs`.
+pub(crate) fn restrict_init(user: &User) -> io::Result<()> {
+    let permitted = INIT_CAPABILITIES | capabilities_of(user);
+    let inheritable = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: INIT_CAPABILITIES, permitted, inheritable };
     Ok(set_capabilities(None, sets)?)
+}
+
+/// What a step keeps.
+fn capabilities_of(user: &User) -> CapabilitySet {
+    if user.uid == 0 { ROOT_CAPABILITIES } else { CapabilitySet::empty() }
 }
 
 /// Becomes the step's user. None of the ids involved is 0 in the namespace or the new user is 0,
@@ -112,11 +110,7 @@ pub(crate) fn set_ids(user: &User) -> io::Result<()> {
 /// Leaves the step without capabilities, for good; a step of root keeps those of
 /// [`ROOT_CAPABILITIES`] inside its user namespace.
 pub(crate) fn drop_capabilities(user: &User) -> io::Result<()> {
-    let kept = if user.uid == 0 {
-        ROOT_CAPABILITIES
-    } else {
-        CapabilitySet::empty()
-    };
+    let kept = if user.uid == 0 { ROOT_CAPABILITIES } else { CapabilitySet::empty() };
     for bit in 0..CapabilitySet::all().bits().count_ones().max(41) {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         if kept.contains(capability) {
@@ -139,11 +133,8 @@ pub(crate) fn drop_capabilities(user: &User) -> io::Result<()> {
                 | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED,
         )?;
     }
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: CapabilitySet::empty(),
-    };
+    let sets =
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)?;
     Ok(set_no_new_privs(true)?)
 }

@@ -93,10 +93,7 @@ fn entry(proc: BorrowedFd<'_>, name: &str) -> io::Result<Option<(OwnedFd, bool)>
         Err(error) => return Err(error.into()),
     };
     let mode = rustix::fs::fstat(&place)?.st_mode;
-    Ok(Some((
-        place,
-        rustix::fs::FileType::from_raw_mode(mode).is_dir(),
-    )))
+    Ok(Some((place, rustix::fs::FileType::from_raw_mode(mode).is_dir())))
 }
 
 fn cover_with(directory: BorrowedFd<'_>, name: &str, place: BorrowedFd<'_>) -> io::Result<()> {

@@ -30,16 +30,8 @@ pub(crate) fn set_limits(open_files: NonZeroU32) -> io::Result<()> {
     ];
     for (resource, value) in limits {
         // A hard limit that our own parent has lowered cannot rise again, and needs not.
-        let value = getrlimit(resource)
-            .maximum
-            .map_or(value, |maximum| value.min(maximum));
-        setrlimit(
-            resource,
-            Rlimit {
-                current: Some(value),
-                maximum: Some(value),
-            },
-        )?;
+        let value = getrlimit(resource).maximum.map_or(value, |maximum| value.min(maximum));
+        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })?;
     }
     Ok(())
 }

@@ -59,11 +59,7 @@ impl Storage {
     pub(crate) fn new(place: &Path, owner: u32) -> io::Result<Self> {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).context(|| "could not make the mounts private".into())?;
-        let options = [
-            ("size", EMPTY_STORAGE_BYTES),
-            ("nr_inodes", "256"),
-            ("mode", "0755"),
-        ];
+        let options = [("size", EMPTY_STORAGE_BYTES), ("nr_inodes", "256"), ("mode", "0755")];
         let root = new_filesystem("tmpfs", &options, PLAIN)?;
         let target = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         attach(root.as_fd(), target.as_fd())
@@ -128,15 +124,9 @@ impl Storage {
                 .context(|| format!("could not show `{}`", bind.source.display()))?;
         }
         let empty = place(self.root.as_fd(), Path::new("empty"))?;
-        proc.attach(
-            place(merged.as_fd(), Path::new("proc"))?.as_fd(),
-            empty.as_fd(),
-        )?;
+        proc.attach(place(merged.as_fd(), Path::new("proc"))?.as_fd(), empty.as_fd())?;
         let tmp = self.clone_directory("tmp")?;
-        attach(
-            tmp.as_fd(),
-            place(merged.as_fd(), Path::new("tmp"))?.as_fd(),
-        )?;
+        attach(tmp.as_fd(), place(merged.as_fd(), Path::new("tmp"))?.as_fd())?;
         let shm = self.clone_directory("shm")?;
         let dev = place(merged.as_fd(), Path::new("dev"))?;
         mount_devices(dev.as_fd(), shm.as_fd(), |inner| slot.host_id(inner))?;
@@ -150,12 +140,8 @@ impl Storage {
         let mut list = String::from("init");
         for (number, layer) in rootfs.layers.iter().enumerate() {
             let tree = clone_tree(layer)?;
-            set_attributes(
-                tree.as_fd(),
-                PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY,
-                id_map,
-            )
-            .context(|| format!("could not id-map the layer `{}`", layer.display()))?;
+            set_attributes(tree.as_fd(), PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY, id_map)
+                .context(|| format!("could not id-map the layer `{}`", layer.display()))?;
             let directory = make_directory(lower.as_fd(), &number.to_string(), 0o755, 0)?;
             attach(tree.as_fd(), directory.as_fd())?;
             list.push_str(&format!(":lower/{number}"));
@@ -200,11 +186,7 @@ fn write_file(directory: BorrowedFd<'_>, name: &str, content: &str, owner: u32) 
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
     fchmod(&file, Mode::from_raw_mode(0o644))?;
-    fchown(
-        &file,
-        Some(Uid::from_raw(owner)),
-        Some(Gid::from_raw(owner)),
-    )?;
+    fchown(&file, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     rustix::io::write(&file, content.as_bytes())?;
     Ok(())
 }

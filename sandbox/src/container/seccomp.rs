@@ -37,11 +37,7 @@ impl Filters {
             let missing = || io::Error::other(format!("no rules are called `{name}`"));
             programs.remove(name).ok_or_else(missing)
         };
-        RULES
-            .into_iter()
-            .map(compile)
-            .collect::<io::Result<_>>()
-            .map(Self)
+        RULES.into_iter().map(compile).collect::<io::Result<_>>().map(Self)
     }
 
     /// Confines this process and all that it becomes.

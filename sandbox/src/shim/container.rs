@@ -65,10 +65,7 @@ impl Container {
     /// The user's ids on the host.
     pub(super) fn host_ids(&self, user: &User) -> (Uid, Gid) {
         let host_id = |inner| self.slot.host_id(inner);
-        (
-            Uid::from_raw(host_id(user.uid)),
-            Gid::from_raw(host_id(user.gid)),
-        )
+        (Uid::from_raw(host_id(user.uid)), Gid::from_raw(host_id(user.gid)))
     }
 
     /// Has init become the job's container, with its files in place.
@@ -157,17 +154,11 @@ pub(super) fn await_readable(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<
     let timeout = Timespec::try_from(bound).map_err(io::Error::other)?;
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout)))? {
-        0 => Err(io::Error::new(
-            ErrorKind::TimedOut,
-            format!("no answer within {bound:?}"),
-        )),
+        0 => Err(io::Error::new(ErrorKind::TimedOut, format!("no answer within {bound:?}"))),
         _ => Ok(()),
     }
 }
 
 fn unexpected(report: &Report) -> Error {
-    Error {
-        stage: Stage::Init,
-        source: io::Error::other(format!("init answered `{report:?}`")),
-    }
+    Error { stage: Stage::Init, source: io::Error::other(format!("init answered `{report:?}`")) }
 }

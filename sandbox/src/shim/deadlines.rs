@@ -26,10 +26,7 @@ pub(super) struct Timer {
 impl Timer {
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        Ok(Self {
-            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
-            at: None,
-        })
+        Ok(Self { timer: timerfd_create(TimerfdClockId::Monotonic, flags)?, at: None })
     }
 
     /// Makes the timer readable at `at`.
@@ -38,10 +35,7 @@ impl Timer {
             return Ok(());
         }
         let it_value = Timespec::try_from(at).map_err(io::Error::other)?;
-        let once = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value,
-        };
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once)?;
         self.at = Some(at);
         Ok(())
@@ -57,11 +51,7 @@ impl AsFd for Timer {
 /// The soonest that a step can have used up its CPU time, from now on: it uses `cores` at most at
 /// any time, and its quota in every period, of which a stretch of time may cut two.
 pub(super) fn soonest_cpu_limit(limits: &Limits, used_us: u64, cores: u64) -> Duration {
-    let left_us = limits
-        .cpu_ms
-        .get()
-        .saturating_mul(1000)
-        .saturating_sub(used_us);
+    let left_us = limits.cpu_ms.get().saturating_mul(1000).saturating_sub(used_us);
     let all_cores = left_us / cores.max(1);
     let by_quota = left_us.saturating_mul(1000) / u64::from(limits.cpus.millis());
     let by_quota = by_quota.saturating_sub(2 * CPU_PERIOD_US);
@@ -90,30 +80,15 @@ mod tests {
 
     #[test]
     fn the_counter_is_looked_at_no_sooner_than_the_limit_can_be_met() {
-        assert_eq!(
-            soonest_cpu_limit(&limits(300, 2000), 0, 2),
-            Duration::from_millis(150)
-        );
-        assert_eq!(
-            soonest_cpu_limit(&limits(300, 2000), 200_000, 2),
-            Duration::from_millis(50)
-        );
+        assert_eq!(soonest_cpu_limit(&limits(300, 2000), 0, 2), Duration::from_millis(150));
+        assert_eq!(soonest_cpu_limit(&limits(300, 2000), 200_000, 2), Duration::from_millis(50));
         // Half a CPU needs 20 s for 10 s of CPU time, less two periods.
-        assert_eq!(
-            soonest_cpu_limit(&limits(10_000, 500), 0, 2),
-            Duration::from_millis(19_800)
-        );
+        assert_eq!(soonest_cpu_limit(&limits(10_000, 500), 0, 2), Duration::from_millis(19_800));
     }
 
     #[test]
     fn the_looks_have_a_shortest_distance() {
-        assert_eq!(
-            soonest_cpu_limit(&limits(300, 1000), 299_999, 2),
-            SHORTEST_LOOK
-        );
-        assert_eq!(
-            soonest_cpu_limit(&limits(300, 1000), 400_000, 2),
-            SHORTEST_LOOK
-        );
+        assert_eq!(soonest_cpu_limit(&limits(300, 1000), 299_999, 2), SHORTEST_LOOK);
+        assert_eq!(soonest_cpu_limit(&limits(300, 1000), 400_000, 2), SHORTEST_LOOK);
     }
 }

@@ -72,10 +72,7 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
         },
         Err(error) => Err(error),
     };
-    let init = container
-        .as_ref()
-        .ok()
-        .map(|container| container.process.as_fd());
+    let init = container.as_ref().ok().map(|container| container.process.as_fd());
     let Some((spec, spool)) = server.await_start(init).at(Stage::Shim)? else {
         if let Ok(container) = container {
             container.tear_down()?;
@@ -96,10 +93,7 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
 fn detach() -> io::Result<()> {
     rustix::process::setsid()?;
     name_process(c"lazaret-shim")?;
-    let null = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     Ok(rustix::stdio::dup2_stdout(&null)?)
 }
@@ -120,10 +114,7 @@ enum Side {
 }
 
 fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground> {
-    let hint = rustix::process::getpid()
-        .as_raw_nonzero()
-        .get()
-        .unsigned_abs();
+    let hint = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
     let slot = Slot::take(Path::new(&shared.settings.ids_dir), hint).at(Stage::Ids)?;
     let user_namespace = slot.user_namespace().at(Stage::Namespaces)?;
     let leaf = shared.cgroup.make_leaf(id).at(Stage::Cgroup)?;
@@ -134,13 +125,7 @@ fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground>
             return Err(error).at(Stage::Cgroup);
         }
     };
-    Ok(Ground {
-        leaf,
-        birth,
-        slot,
-        user_namespace,
-        staging: directory.staging(),
-    })
+    Ok(Ground { leaf, birth, slot, user_namespace, staging: directory.staging() })
 }
 
 impl Ground {
@@ -152,9 +137,9 @@ impl Ground {
         };
         match sys::clone_process(Namespaces::CONTAINER, cgroup).at(Stage::Namespaces)? {
             Fork::Child => Ok(Side::Init(self, theirs)),
-            Fork::Parent(pid) => Container::new(self.leaf, self.slot, (ours, pid))
-                .at(Stage::Init)
-                .map(Side::Shim),
+            Fork::Parent(pid) => {
+                Container::new(self.leaf, self.slot, (ours, pid)).at(Stage::Init).map(Side::Shim)
+            }
         }
     }
 
@@ -166,10 +151,7 @@ impl Ground {
             slot: &self.slot,
             user_namespace: self.user_namespace.as_fd(),
         };
-        init::main(
-            Channel::new(socket, crate::wire::MAX_FRAME_BYTES),
-            &inherited,
-        )
+        init::main(Channel::new(socket, crate::wire::MAX_FRAME_BYTES), &inherited)
     }
 }
 
@@ -204,15 +186,9 @@ fn run(
         is_over: false,
     };
     let ran = job.run();
-    let Job {
-        container, steps, ..
-    } = job;
+    let Job { container, steps, .. } = job;
     match ran.and(container.tear_down()) {
-        Ok(()) => Outcome {
-            verdict: verdict_of(spec, &steps),
-            steps,
-            detail: None,
-        },
+        Ok(()) => Outcome { verdict: verdict_of(spec, &steps), steps, detail: None },
         Err(error) => fault(spec, steps, &error),
     }
 }
@@ -231,18 +207,11 @@ fn fault(spec: &ContainerSpec, mut steps: Vec<StepOutcome>, error: &Error) -> Ou
     let detail = error.to_string();
     if let Some(next) = spec.steps.get(steps.len()) {
         let step = not_run(next, Verdict::Fault);
-        steps.push(StepOutcome {
-            detail: Some(detail.clone()),
-            ..step
-        });
+        steps.push(StepOutcome { detail: Some(detail.clone()), ..step });
     }
     let rest = spec.steps.iter().skip(steps.len());
     steps.extend(rest.map(|step| not_run(step, Verdict::Skipped)));
-    Outcome {
-        verdict: Verdict::Fault,
-        steps,
-        detail: Some(detail),
-    }
+    Outcome { verdict: Verdict::Fault, steps, detail: Some(detail) }
 }
 
 /// The outcome of a step whose program never ran.
@@ -276,9 +245,7 @@ impl Job<'_> {
     fn run(&mut self) -> Result<()> {
         let spec = self.spec;
         for (index, step) in spec.steps.iter().enumerate() {
-            let index = u16::try_from(index)
-                .map_err(io::Error::other)
-                .at(Stage::Step)?;
+            let index = u16::try_from(index).map_err(io::Error::other).at(Stage::Step)?;
             let outcome = self.run_or_leave_out(index, step)?;
             self.end_step(index, outcome)?;
         }
@@ -305,10 +272,7 @@ impl Job<'_> {
 
     /// Has the container become the job's. An outcome if that already met a limit.
     fn become_job(&mut self, first: &StepSpec) -> Result<Option<StepOutcome>> {
-        self.container
-            .leaf
-            .bound_memory_and_pids(&first.limits)
-            .at(Stage::Cgroup)?;
+        self.container.leaf.bound_memory_and_pids(&first.limits).at(Stage::Cgroup)?;
         match self.container.become_job(self.spec) {
             Ok(()) => Ok(None),
             Err(error) => running::met_limit(self, first, &error)?
@@ -329,25 +293,14 @@ impl Job<'_> {
     /// Whether a step after this one might still run if this one fails.
     fn may_go_on(&self, index: u16) -> bool {
         let later = self.spec.steps.iter().skip(usize::from(index) + 1);
-        let may_fail = self
-            .spec
-            .steps
-            .get(usize::from(index))
-            .is_some_and(|s| s.allow_failure);
-        later
-            .into_iter()
-            .any(|step| may_fail || step.when != When::Success)
+        let may_fail = self.spec.steps.get(usize::from(index)).is_some_and(|s| s.allow_failure);
+        later.into_iter().any(|step| may_fail || step.when != When::Success)
     }
 
     fn end_step(&mut self, index: u16, outcome: StepOutcome) -> Result<()> {
         let t_ms = self.t_ms();
-        self.spool
-            .step_ended(index, t_ms, &outcome)
-            .at(Stage::Spool)?;
-        let event = Event::StepEnded {
-            step: index,
-            outcome: outcome.clone(),
-        };
+        self.spool.step_ended(index, t_ms, &outcome).at(Stage::Spool)?;
+        let event = Event::StepEnded { step: index, outcome: outcome.clone() };
         self.server.tell(&event).at(Stage::Shim)?;
         self.steps.push(outcome);
         Ok(())
@@ -356,14 +309,11 @@ impl Job<'_> {
     /// When the whole job's time is up.
     fn deadline(&self) -> Duration {
         let bound = Duration::from_millis(self.spec.job_wall_ms.get());
-        self.started
-            .map_or(Duration::MAX, |started| started + bound)
+        self.started.map_or(Duration::MAX, |started| started + bound)
     }
 
     /// Milliseconds since the first program was executed.
     fn t_ms(&self) -> u64 {
-        self.started.map_or(0, |started| {
-            clock::millis(clock::now().saturating_sub(started))
-        })
+        self.started.map_or(0, |started| clock::millis(clock::now().saturating_sub(started)))
     }
 }

@@ -106,12 +106,7 @@ enum Read {
 
 impl Source {
     const fn new(pipe: OwnedFd, stream: Stream) -> Self {
-        Self {
-            pipe: Some(pipe),
-            stream,
-            pending: Vec::new(),
-            flush_at: None,
-        }
+        Self { pipe: Some(pipe), stream, pending: Vec::new(), flush_at: None }
     }
 
     /// The pipe, until its end was read.
@@ -173,8 +168,7 @@ impl Source {
     fn write(&mut self, end: usize, sink: &mut Sink<'_>) -> io::Result<()> {
         if end > 0 {
             self.flush_at = None;
-            sink.spool
-                .output(sink.step, sink.t_ms, self.stream, &self.pending[..end])?;
+            sink.spool.output(sink.step, sink.t_ms, self.stream, &self.pending[..end])?;
             self.pending.drain(..end);
         }
         Ok(())
@@ -183,10 +177,7 @@ impl Source {
 
 /// The length up to and with the last newline.
 fn last_newline(bytes: &[u8]) -> Option<usize> {
-    bytes
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map(|at| at + 1)
+    bytes.iter().rposition(|&byte| byte == b'\n').map(|at| at + 1)
 }
 
 /// The length without a character that has only begun at the end.
@@ -229,36 +220,21 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         let spool = SpoolWriter::new(file.try_clone().expect("a copy").into());
         let output = Output::new(read, read_err, allowed);
-        Fixture {
-            output,
-            write,
-            _stderr: stderr,
-            spool,
-            file,
-        }
+        Fixture { output, write, _stderr: stderr, spool, file }
     }
 
     impl Fixture {
         fn write(&self, bytes: &[u8]) {
-            assert_eq!(
-                rustix::io::write(&self.write, bytes).expect("written"),
-                bytes.len()
-            );
+            assert_eq!(rustix::io::write(&self.write, bytes).expect("written"), bytes.len());
         }
 
         fn at(&mut self, now_ms: u64, act: impl FnOnce(&mut Output, Duration, &mut Sink<'_>)) {
-            let mut sink = Sink {
-                spool: &mut self.spool,
-                step: 0,
-                t_ms: now_ms,
-            };
+            let mut sink = Sink { spool: &mut self.spool, step: 0, t_ms: now_ms };
             act(&mut self.output, Duration::from_millis(now_ms), &mut sink);
         }
 
         fn pump(&mut self, now_ms: u64) {
-            self.at(now_ms, |output, now, sink| {
-                output.pump(now, sink).expect("pumped")
-            });
+            self.at(now_ms, |output, now, sink| output.pump(now, sink).expect("pumped"));
         }
 
         fn records(&self) -> Vec<Vec<u8>> {
@@ -281,13 +257,9 @@ mod tests {
         f.write(b"one\ntwo\nthr");
         f.pump(0);
         assert_eq!(f.records(), [b"one\ntwo\n"]);
-        f.at(49, |output, now, sink| {
-            output.flush_due(now, sink).expect("flushed")
-        });
+        f.at(49, |output, now, sink| output.flush_due(now, sink).expect("flushed"));
         assert_eq!(f.records().len(), 1);
-        f.at(50, |output, now, sink| {
-            output.flush_due(now, sink).expect("flushed")
-        });
+        f.at(50, |output, now, sink| output.flush_due(now, sink).expect("flushed"));
         assert_eq!(f.records()[1], b"thr");
     }
 
@@ -300,11 +272,7 @@ mod tests {
         f.pump(0);
         f.at(1, |output, _, sink| output.drain(sink).expect("drained"));
         let records = f.records();
-        assert!(
-            records
-                .iter()
-                .all(|record| std::str::from_utf8(record).is_ok())
-        );
+        assert!(records.iter().all(|record| std::str::from_utf8(record).is_ok()));
         assert_eq!(records.concat(), [b"y", line.as_bytes()].concat());
     }
 
@@ -313,9 +281,7 @@ mod tests {
         let mut f = fixture(100_000);
         f.write(&[0xF0, 0x9F]);
         f.pump(0);
-        f.at(50, |output, now, sink| {
-            output.flush_due(now, sink).expect("flushed")
-        });
+        f.at(50, |output, now, sink| output.flush_due(now, sink).expect("flushed"));
         assert_eq!(f.records(), [[0xF0, 0x9F]]);
     }
 

@@ -53,29 +53,16 @@ pub(super) fn run(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<Step
     };
     if let Some(error) = started.no_workdir {
         let message = format!("could not enter the working directory: {error}");
-        return Ok(not_executed(
-            job,
-            index,
-            step,
-            EXIT_NOT_EXECUTABLE,
-            &message,
-        )?);
+        return Ok(not_executed(job, index, step, EXIT_NOT_EXECUTABLE, &message)?);
     }
-    job.container
-        .leaf
-        .bound_cpu(&step.limits)
-        .at(Stage::Cgroup)?;
+    job.container.leaf.bound_cpu(&step.limits).at(Stage::Cgroup)?;
     job.container.leaf.reset_peak().at(Stage::Cgroup)?;
     let baseline = job.container.leaf.counters().at(Stage::Cgroup)?;
     started.gate.send(&Go, &[]).at(Stage::Step)?;
     let at = clock::now();
     job.started.get_or_insert(at);
-    job.spool
-        .step_started(index, job.t_ms(), &step.name)
-        .at(Stage::Spool)?;
-    job.server
-        .tell(&Event::StepStarted { step: index })
-        .at(Stage::Shim)?;
+    job.spool.step_started(index, job.t_ms(), &step.name).at(Stage::Spool)?;
+    job.server.tell(&Event::StepStarted { step: index }).at(Stage::Shim)?;
     Running::new(job, index, step, started, (at, baseline))?.run()
 }
 
@@ -89,30 +76,11 @@ pub(super) fn met_limit(
     let (verdict, limit_hit) = if counters.oom_kills > 0 {
         let limit = LimitName::MemoryBytes;
         let allowed = step.limits.memory_bytes.get();
-        (
-            Verdict::MemoryLimit,
-            LimitHit {
-                limit,
-                allowed,
-                observed: counters.memory_peak_bytes,
-            },
-        )
+        (Verdict::MemoryLimit, LimitHit { limit, allowed, observed: counters.memory_peak_bytes })
     } else if error.source.kind() == ErrorKind::StorageFull {
         let allowed = job.spec.disk_bytes.get();
-        let observed = job
-            .spec
-            .files
-            .iter()
-            .map(|file| file.content.len() as u64)
-            .sum();
-        (
-            Verdict::DiskLimit,
-            LimitHit {
-                limit: LimitName::DiskBytes,
-                allowed,
-                observed,
-            },
-        )
+        let observed = job.spec.files.iter().map(|file| file.content.len() as u64).sum();
+        (Verdict::DiskLimit, LimitHit { limit: LimitName::DiskBytes, allowed, observed })
     } else {
         return Ok(None);
     };
@@ -131,11 +99,7 @@ fn does_not_fit(job: &mut Job<'_>, step: &StepSpec) -> StepOutcome {
     let allowed = step.limits.memory_bytes.get();
     let limit = LimitName::MemoryBytes;
     StepOutcome {
-        limit_hit: Some(LimitHit {
-            limit,
-            allowed,
-            observed: allowed,
-        }),
+        limit_hit: Some(LimitHit { limit, allowed, observed: allowed }),
         detail: Some("what the job has stored already takes more memory than that".into()),
         ..super::not_run(step, Verdict::MemoryLimit)
     }
@@ -165,16 +129,10 @@ fn start(job: &mut Job<'_>, step: &StepSpec) -> Result<Started> {
     let order = Order::Run(init::Step {
         command: step.command.clone(),
         env: step.env.clone(),
-        workdir: step
-            .workdir
-            .clone()
-            .unwrap_or_else(|| job.spec.workdir.clone()),
+        workdir: step.workdir.clone().unwrap_or_else(|| job.spec.workdir.clone()),
         open_files: step.limits.open_files,
     });
-    job.container
-        .init
-        .send(&order, &descriptors(&stdio, &gate_of_step))
-        .at(Stage::Init)?;
+    job.container.init.send(&order, &descriptors(&stdio, &gate_of_step)).at(Stage::Init)?;
     drop((stdio, gate_of_step));
     let mut gate = Channel::new(gate, MAX_FRAME_BYTES);
     await_readable(gate.as_fd(), SET_UP_BOUND).at(Stage::Step)?;
@@ -186,13 +144,7 @@ fn start(job: &mut Job<'_>, step: &StepSpec) -> Result<Started> {
         }
         (GateReport::Failed(failure), _) => return Err(failure.into()),
     };
-    Ok(Started {
-        gate,
-        stdin,
-        stdout,
-        stderr,
-        no_workdir,
-    })
+    Ok(Started { gate, stdin, stdout, stderr, no_workdir })
 }
 
 /// Which end of a pipe is the shim's own.
@@ -224,9 +176,7 @@ fn not_executed(
     let program = step.command.first().map_or("", String::as_str);
     let message = format!("lazaret: `{program}`: {why}\n");
     let t_ms = job.t_ms();
-    job.spool
-        .output(index, t_ms, Stream::Stderr, message.as_bytes())
-        .at(Stage::Spool)?;
+    job.spool.output(index, t_ms, Stream::Stderr, message.as_bytes()).at(Stage::Spool)?;
     Ok(StepOutcome {
         exit_code: Some(exit_code),
         detail: Some(message.trim_end().to_owned()),
@@ -291,13 +241,7 @@ impl<'j, 's> Running<'j, 's> {
         (at, baseline): (Duration, Counters),
     ) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-        let Started {
-            gate,
-            stdin,
-            stdout,
-            stderr,
-            no_workdir: _,
-        } = started;
+        let Started { gate, stdin, stdout, stderr, no_workdir: _ } = started;
         Ok(Self {
             job,
             index,
@@ -344,15 +288,10 @@ impl<'j, 's> Running<'j, 's> {
     /// Waits until something can be done, and says what.
     fn wait(&self) -> io::Result<Vec<Source>> {
         let watched = self.watched();
-        let mut fds: Vec<PollFd<'_>> = watched
-            .iter()
-            .map(|&(_, fd, flags)| PollFd::from_borrowed_fd(fd, flags))
-            .collect();
+        let mut fds: Vec<PollFd<'_>> =
+            watched.iter().map(|&(_, fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
         rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
-        let ready = watched
-            .iter()
-            .zip(&fds)
-            .filter(|(_, fd)| !fd.revents().is_empty());
+        let ready = watched.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         Ok(ready.map(|((source, ..), _)| *source).collect())
     }
 
@@ -444,11 +383,7 @@ impl<'j, 's> Running<'j, 's> {
     ) -> Result<()> {
         let before = self.job.spool.length();
         let t_ms = self.job.t_ms();
-        let mut sink = Sink {
-            spool: &mut self.job.spool,
-            step: self.index,
-            t_ms,
-        };
+        let mut sink = Sink { spool: &mut self.job.spool, step: self.index, t_ms };
         act(&mut self.output, clock::now(), &mut sink).at(Stage::Spool)?;
         match self.job.spool.length() {
             length if length > before => self.job.server.tell_growth(length).at(Stage::Shim),
@@ -457,11 +392,7 @@ impl<'j, 's> Running<'j, 's> {
     }
 
     fn notice_oom(&mut self) -> Result<()> {
-        self.job
-            .container
-            .leaf
-            .take_oom_notice()
-            .at(Stage::Cgroup)?;
+        self.job.container.leaf.take_oom_notice().at(Stage::Cgroup)?;
         self.next_oom_look = Some((clock::now(), OOM_LOOKS));
         Ok(())
     }
@@ -507,10 +438,7 @@ impl<'j, 's> Running<'j, 's> {
             self.kill()?;
         }
         if now >= self.job.deadline() {
-            let ran = self
-                .job
-                .started
-                .map_or(Duration::ZERO, |started| now - started);
+            let ran = self.job.started.map_or(Duration::ZERO, |started| now - started);
             self.job_wall_ms = Some((millis(ran), self.job.spec.job_wall_ms.get()));
             self.job.is_over = true;
             self.kill_container()?;
@@ -549,11 +477,7 @@ impl<'j, 's> Running<'j, 's> {
             return self.kill_container();
         }
         self.killed = Some(Kill::Step(clock::now()));
-        self.job
-            .container
-            .init
-            .send(&Order::Kill, &[])
-            .at(Stage::Init)
+        self.job.container.init.send(&Order::Kill, &[]).at(Stage::Init)
     }
 
     fn kill_container(&mut self) -> Result<()> {
@@ -581,9 +505,7 @@ impl<'j, 's> Running<'j, 's> {
         }
         if let Some(error) = self.exec_error {
             let (exit_code, why) = explain(error);
-            let Self {
-                job, index, step, ..
-            } = self;
+            let Self { job, index, step, .. } = self;
             return not_executed(job, index, step, exit_code, &why);
         }
         self.outcome(usage)
@@ -629,15 +551,7 @@ impl<'j, 's> Running<'j, 's> {
             None => (None, None),
         };
         let name = self.step.name.clone();
-        Ok(StepOutcome {
-            name,
-            verdict,
-            exit_code,
-            signal,
-            limit_hit,
-            usage,
-            detail: None,
-        })
+        Ok(StepOutcome { name, verdict, exit_code, signal, limit_hit, usage, detail: None })
     }
 }
 
@@ -647,9 +561,6 @@ fn explain(error: i32) -> (i32, String) {
     match error.kind() {
         ErrorKind::NotFound => (EXIT_NOT_FOUND, "not found in the image".into()),
         ErrorKind::PermissionDenied => (EXIT_NOT_EXECUTABLE, "not executable".into()),
-        _ => (
-            EXIT_NOT_EXECUTABLE,
-            format!("could not be executed: {error}"),
-        ),
+        _ => (EXIT_NOT_EXECUTABLE, format!("could not be executed: {error}")),
     }
 }

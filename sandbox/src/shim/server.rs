@@ -51,9 +51,7 @@ impl Server {
             match channel.try_recv() {
                 Ok(Some((Request::Start(spec), fds))) => {
                     let mut fds = fds.into_iter();
-                    let spool = fds
-                        .next()
-                        .ok_or_else(|| io::Error::other("no spool came"))?;
+                    let spool = fds.next().ok_or_else(|| io::Error::other("no spool came"))?;
                     return Ok(Some((spec, spool)));
                 }
                 Ok(Some((Request::Cancel | Request::Acknowledge, _))) => return Ok(None),
@@ -62,16 +60,9 @@ impl Server {
                 Err(error) => return Err(error),
             }
             let mut fds = vec![PollFd::new(&*channel, PollFlags::IN)];
-            fds.extend(
-                abandoned
-                    .iter()
-                    .map(|process| PollFd::new(process, PollFlags::IN)),
-            );
+            fds.extend(abandoned.iter().map(|process| PollFd::new(process, PollFlags::IN)));
             rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
-            if fds
-                .get(1)
-                .is_some_and(|process| !process.revents().is_empty())
-            {
+            if fds.get(1).is_some_and(|process| !process.revents().is_empty()) {
                 return Ok(None);
             }
         }
@@ -97,8 +88,7 @@ impl Server {
                 let Some(spool_bytes) = self.grown.take() else {
                     return Ok(());
                 };
-                self.waiting
-                    .push_back(wire::frame(&Event::Output { spool_bytes })?);
+                self.waiting.push_back(wire::frame(&Event::Output { spool_bytes })?);
             }
             let (Some(channel), Some(frame)) = (&self.channel, self.waiting.front()) else {
                 self.waiting.clear();
@@ -133,11 +123,7 @@ impl Server {
     pub(super) fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let channel = self.channel.as_ref()?;
         let is_idle = self.waiting.is_empty() && self.grown.is_none();
-        let flags = if is_idle {
-            PollFlags::IN
-        } else {
-            PollFlags::IN | PollFlags::OUT
-        };
+        let flags = if is_idle { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         Some((channel.as_fd(), flags))
     }
 

@@ -63,14 +63,9 @@ fn failed(
     output: Option<LimitHit>,
 ) -> (Verdict, Option<LimitHit>) {
     match facts.full_storage {
-        Some((allowed, observed)) => (
-            Verdict::DiskLimit,
-            Some(LimitHit {
-                limit: LimitName::DiskBytes,
-                allowed,
-                observed,
-            }),
-        ),
+        Some((allowed, observed)) => {
+            (Verdict::DiskLimit, Some(LimitHit { limit: LimitName::DiskBytes, allowed, observed }))
+        }
         None => (verdict, output),
     }
 }
@@ -106,18 +101,10 @@ fn wall_limit(facts: &Facts, limits: &Limits) -> Option<LimitHit> {
     let allowed = limits.wall_ms.get();
     if micros(facts.wall) >= allowed.saturating_mul(1000) {
         let observed = millis(facts.wall);
-        return Some(LimitHit {
-            limit: LimitName::WallMs,
-            allowed,
-            observed,
-        });
+        return Some(LimitHit { limit: LimitName::WallMs, allowed, observed });
     }
     let (observed, allowed) = facts.job_wall_ms?;
-    Some(LimitHit {
-        limit: LimitName::JobWallMs,
-        allowed,
-        observed,
-    })
+    Some(LimitHit { limit: LimitName::JobWallMs, allowed, observed })
 }
 
 #[cfg(test)]
@@ -159,30 +146,15 @@ mod tests {
 
     #[test]
     fn just_under_every_limit_is_a_success() {
-        assert_eq!(
-            decide(&FINE, &LIMITS, OutputOverflow::Kill),
-            (Verdict::Success, None)
-        );
+        assert_eq!(decide(&FINE, &LIMITS, OutputOverflow::Kill), (Verdict::Success, None));
     }
 
     #[test]
     fn just_over_a_limit_is_caught_even_with_exit_code_0() {
-        let cpu = Facts {
-            cpu_us: 300_000,
-            ..FINE
-        };
-        let wall = Facts {
-            wall: Duration::from_millis(500),
-            ..FINE
-        };
-        let memory = Facts {
-            oom_kills: 1,
-            ..FINE
-        };
-        let output = Facts {
-            output_bytes: 101,
-            ..FINE
-        };
+        let cpu = Facts { cpu_us: 300_000, ..FINE };
+        let wall = Facts { wall: Duration::from_millis(500), ..FINE };
+        let memory = Facts { oom_kills: 1, ..FINE };
+        let output = Facts { output_bytes: 101, ..FINE };
         assert_eq!(verdict(&cpu), Verdict::CpuLimit);
         assert_eq!(verdict(&wall), Verdict::WallLimit);
         assert_eq!(verdict(&memory), Verdict::MemoryLimit);
@@ -191,17 +163,11 @@ mod tests {
 
     #[test]
     fn truncated_output_is_a_hit_but_no_verdict() {
-        let facts = Facts {
-            output_bytes: 101,
-            ..FINE
-        };
+        let facts = Facts { output_bytes: 101, ..FINE };
         let (verdict, hit) = decide(&facts, &LIMITS, OutputOverflow::Truncate);
         assert_eq!(verdict, Verdict::Success);
         let hit = hit.expect("a hit");
-        assert_eq!(
-            (hit.limit, hit.allowed, hit.observed),
-            (LimitName::OutputBytes, 100, 101)
-        );
+        assert_eq!((hit.limit, hit.allowed, hit.observed), (LimitName::OutputBytes, 100, 101));
     }
 
     #[test]
@@ -235,21 +201,12 @@ mod tests {
 
     #[test]
     fn full_storage_is_no_fault_of_a_step_that_succeeded() {
-        assert_eq!(
-            verdict(&Facts {
-                full_storage: Some((1, 1)),
-                ..FINE
-            }),
-            Verdict::Success
-        );
+        assert_eq!(verdict(&Facts { full_storage: Some((1, 1)), ..FINE }), Verdict::Success);
     }
 
     #[test]
     fn the_bound_of_the_job_is_told_apart_from_that_of_the_step() {
-        let facts = Facts {
-            job_wall_ms: Some((1001, 1000)),
-            ..FINE
-        };
+        let facts = Facts { job_wall_ms: Some((1001, 1000)), ..FINE };
         let (verdict, hit) = decide(&facts, &LIMITS, OutputOverflow::Kill);
         assert_eq!(verdict, Verdict::WallLimit);
         assert_eq!(hit.expect("a hit").limit, LimitName::JobWallMs);

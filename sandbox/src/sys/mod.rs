@@ -1,9 +1,6 @@
 //! Every `unsafe` block of the workspace: the calls that neither std nor nix nor rustix offer as
 //! safe functions. What is here is as small as it can be and knows nothing of containers.
-#![expect(
-    unsafe_code,
-    reason = "this is the one place where it may be; see ARCHITECTURE.md"
-)]
+#![expect(unsafe_code, reason = "this is the one place where it may be; see ARCHITECTURE.md")]
 
 mod fd;
 mod mount;

@@ -18,12 +18,8 @@ pub(crate) fn set_mount_attributes(
     mount: BorrowedFd<'_>,
     attributes: MountAttributes<'_>,
 ) -> io::Result<()> {
-    let mut attr = libc::mount_attr {
-        attr_set: attributes.set,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let mut attr =
+        libc::mount_attr { attr_set: attributes.set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     if let Some(user_namespace) = attributes.id_map {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = u64::from(user_namespace.as_raw_fd().cast_unsigned());
@@ -40,9 +36,5 @@ pub(crate) fn set_mount_attributes(
             size_of::<libc::mount_attr>(),
         )
     };
-    if answer == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -79,15 +79,10 @@ fn require_one_thread() -> io::Result<()> {
     // Field 20 of stat(5) counts the threads; the command name before it may hold anything but
     // ends at the last parenthesis.
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let threads = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.split_whitespace().nth(17));
+    let threads = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(17));
     match threads {
         Some("1") => Ok(()),
-        _ => Err(io::Error::other(
-            "a process with several threads cannot be forked safely",
-        )),
+        _ => Err(io::Error::other("a process with several threads cannot be forked safely")),
     }
 }
 
@@ -102,11 +97,7 @@ pub(crate) fn exec(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Error
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings
-        .iter()
-        .map(|string| string.as_ptr())
-        .chain([ptr::null()])
-        .collect()
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
 /// Ends this process at once: no destructor runs, no buffer of an ancestor is flushed twice.

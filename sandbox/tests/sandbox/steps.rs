@@ -1,0 +1,137 @@
+//! Several steps in one container: one file system, each with its own limits, output and end.
+
+use lazaret_sandbox::outcome::Verdict;
+use lazaret_sandbox::spec::{ContainerSpec, StepSpec, When};
+
+use crate::fixture::{Sandbox, bytes, file, step};
+use crate::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    steps_share_their_file_system,
+    a_failed_step_leaves_the_rest_out,
+    a_step_may_be_allowed_to_fail,
+    conditions_decide_what_runs_after_a_failure,
+    a_step_over_its_limit_leaves_the_container_to_those_that_always_run,
+    processes_left_behind_are_gone_before_the_next_step,
+    each_step_is_charged_what_it_used,
+    a_step_starts_where_it_says,
+    a_program_that_is_not_there_is_127_and_one_that_may_not_run_126,
+    arguments_and_environment_arrive_as_they_are,
+    a_megabyte_of_arguments_arrives,
+];
+
+fn with_steps(sandbox: &Sandbox, scripts: &[&str]) -> ContainerSpec {
+    let mut spec = sandbox.script("");
+    spec.steps = scripts.iter().map(|script| shell(script)).collect();
+    spec
+}
+
+fn shell(script: &str) -> StepSpec {
+    step("step", &["/bin/sh", "-c", script])
+}
+
+fn verdicts(ran: &crate::fixture::Ran) -> Vec<Verdict> {
+    ran.outcome.steps.iter().map(|step| step.verdict).collect()
+}
+
+fn steps_share_their_file_system(sandbox: &Sandbox) {
+    let ran =
+        sandbox.run(with_steps(sandbox, &["echo one > x; echo two > /tmp/y", "cat x /tmp/y"]));
+    assert_eq!(ran.outcome.verdict, Verdict::Success);
+    assert_eq!((ran.stdout(0).as_str(), ran.stdout(1).as_str()), ("", "one\ntwo\n"));
+}
+
+fn a_failed_step_leaves_the_rest_out(sandbox: &Sandbox) {
+    let ran = sandbox.run(with_steps(sandbox, &["exit 7", "echo never"]));
+    assert_eq!(ran.outcome.verdict, Verdict::Failure);
+    assert_eq!(verdicts(&ran), [Verdict::Failure, Verdict::Skipped]);
+    assert_eq!(ran.stdout(1), "");
+}
+
+fn a_step_may_be_allowed_to_fail(sandbox: &Sandbox) {
+    let mut spec = with_steps(sandbox, &["exit 7", "echo goes on"]);
+    spec.steps[0].allow_failure = true;
+    let ran = sandbox.run(spec);
+    assert_eq!(ran.outcome.verdict, Verdict::Success);
+    assert_eq!(verdicts(&ran), [Verdict::Failure, Verdict::Success]);
+}
+
+fn conditions_decide_what_runs_after_a_failure(sandbox: &Sandbox) {
+    for (first, expected) in [
+        ("exit 1", [Verdict::Failure, Verdict::Success, Verdict::Success]),
+        ("exit 0", [Verdict::Success, Verdict::Skipped, Verdict::Success]),
+    ] {
+        let mut spec = with_steps(sandbox, &[first, "echo failed", "echo always"]);
+        spec.steps[1].when = When::Failure;
+        spec.steps[2].when = When::Always;
+        assert_eq!(verdicts(&sandbox.run(spec)), expected);
+    }
+}
+
+fn a_step_over_its_limit_leaves_the_container_to_those_that_always_run(sandbox: &Sandbox) {
+    let mut spec = with_steps(sandbox, &["echo x > x; sleep 60 & sleep 60", "cat x"]);
+    spec.steps[0].limits.wall_ms = bytes(300);
+    spec.steps[1].when = When::Always;
+    let ran = sandbox.run(spec);
+    assert_eq!(verdicts(&ran), [Verdict::WallLimit, Verdict::Success]);
+    assert_eq!(ran.outcome.verdict, Verdict::WallLimit);
+    assert_eq!(ran.stdout(1), "x\n");
+}
+
+fn processes_left_behind_are_gone_before_the_next_step(sandbox: &Sandbox) {
+    let daemon = "setsid sh -c 'trap \"\" TERM HUP; (while :; do sleep 1; done)' > /dev/null 2>&1 &
+                  sleep 0.1";
+    let count = "ls -d /proc/[0-9]* | wc -l";
+    let ran = sandbox.run(with_steps(sandbox, &[daemon, count]));
+    assert_eq!(ran.outcome.verdict, Verdict::Success);
+    // The shell, `ls` and `wc`; init is invisible.
+    let count: u32 = ran.stdout(1).trim().parse().expect("a number");
+    assert!(count <= 3, "{count} processes");
+}
+
+fn each_step_is_charged_what_it_used(sandbox: &Sandbox) {
+    let busy = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
+    let ran = sandbox.run(with_steps(sandbox, &[busy, "echo"]));
+    let (first, second) = (ran.step(0).usage, ran.step(1).usage);
+    assert!(first.cpu_us > 5 * second.cpu_us, "{first:?} {second:?}");
+    assert_eq!((first.output_bytes, second.output_bytes), (0, 1));
+}
+
+fn a_step_starts_where_it_says(sandbox: &Sandbox) {
+    let mut spec = with_steps(sandbox, &["pwd", "pwd", "pwd"]);
+    spec.steps[1].workdir = Some("/usr/share".into());
+    spec.steps[2].workdir = Some("/nowhere".into());
+    let ran = sandbox.run(spec);
+    assert_eq!((ran.stdout(0).as_str(), ran.stdout(1).as_str()), ("/workspace\n", "/usr/share\n"));
+    assert_eq!(ran.step(2).verdict, Verdict::Failure);
+    assert!(ran.stderr(2).contains("working directory"), "{}", ran.stderr(2));
+}
+
+fn a_program_that_is_not_there_is_127_and_one_that_may_not_run_126(sandbox: &Sandbox) {
+    for (program, exit_code, why) in [
+        ("nosuchprogram", 127, "lazaret: `nosuchprogram`: not found in the image\n"),
+        ("./plain", 126, "lazaret: `./plain`: not executable\n"),
+    ] {
+        let mut spec = sandbox.command(&[program]);
+        spec.files = vec![file("plain", "no program")];
+        let ran = sandbox.run(spec);
+        assert_eq!(ran.outcome.verdict, Verdict::Failure);
+        assert_eq!(ran.step(0).exit_code, Some(exit_code));
+        assert_eq!(ran.stderr(0), why);
+    }
+}
+
+fn arguments_and_environment_arrive_as_they_are(sandbox: &Sandbox) {
+    let program = "import os, sys\nprint(sys.argv[1:], sorted(os.environ.items()))";
+    let mut spec = sandbox.python(program);
+    spec.steps[0].command.extend(["a b".into(), "$HOME".into(), "é\n".into(), String::new()]);
+    spec.steps[0].env = vec![("KEY".into(), "a=b c".into())];
+    let expected = "['a b', '$HOME', 'é\\n', ''] [('KEY', 'a=b c'), ('LC_CTYPE', 'C.UTF-8')]\n";
+    assert_eq!(sandbox.stdout_of(spec), expected);
+}
+
+fn a_megabyte_of_arguments_arrives(sandbox: &Sandbox) {
+    let mut spec = sandbox.python("import sys; print(sum(map(len, sys.argv)))");
+    spec.steps[0].command.extend((0..10).map(|_| "x".repeat(100_000)));
+    assert_eq!(sandbox.stdout_of(spec), "1000002\n");
+}
