@@ -1,6 +1,9 @@
 //! The command line: one subcommand a file.
 
+pub mod image;
 mod openapi;
+pub mod quantity;
+pub mod run;
 mod serve;
 
 use std::io::{self, Write as _};
