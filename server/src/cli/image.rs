@@ -4,17 +4,17 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use jiff::Timestamp;
-use lazaret_sandbox::image::{self, Bounds, ImageStore};
+use lazaret_sandbox::image::{Bounds, Image, ImageStore};
 
 use super::quantity::parse_bytes;
-use super::{Failure, Form};
+use super::{CliError, Form};
 use crate::config;
 
 /// What is done with images.
 #[derive(Debug, Subcommand)]
-pub enum Image {
+pub(super) enum Args {
     /// Make an image of a root file system.
     Import {
         /// A directory, or a tar archive that may be compressed with gzip or zstd.
@@ -46,8 +46,8 @@ pub enum Image {
 }
 
 /// Where the images are.
-#[derive(Debug, Args)]
-pub struct Place {
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
     /// The data directory.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -55,18 +55,12 @@ pub struct Place {
 
 impl Place {
     /// Opens the store of images.
-    ///
-    /// # Errors
-    /// If there is no data directory, or it cannot be written.
-    pub fn open(&self) -> Result<ImageStore, Failure> {
+    pub(super) fn open(&self) -> Result<ImageStore, CliError> {
         Ok(ImageStore::open(&self.directory()?.join("images"))?)
     }
 
     /// The data directory.
-    ///
-    /// # Errors
-    /// If none is named and there is no home to have one in.
-    pub fn directory(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn directory(&self) -> Result<PathBuf, CliError> {
         match &self.data {
             Some(directory) => Ok(directory.clone()),
             None => Ok(config::default_data_dir()?),
@@ -74,34 +68,27 @@ impl Place {
     }
 }
 
-impl Image {
-    /// Does it.
-    ///
-    /// # Errors
-    /// What the user is to be told.
-    pub fn execute(self, form: Form) -> Result<ExitCode, Failure> {
-        match self {
-            Self::Import { source, name, max_unpacked, place } => {
-                let defaults = Bounds::default();
-                let unpacked_bytes = max_unpacked.unwrap_or(defaults.unpacked_bytes);
-                let bounds = Bounds { unpacked_bytes, ..defaults };
-                let store = place.open()?;
-                let image = store
-                    .import_within(&source, &name, Timestamp::now(), bounds)
-                    .map_err(|error| Failure::new(format!("`{}`: {error}", source.display())))?;
-                print(&[image], form)?;
-            }
-            Self::Ls { place } => print(&place.open()?.list()?, form)?,
-            Self::Rm { names, place } => {
-                let store = place.open()?;
-                names.iter().try_for_each(|name| store.remove(name))?;
-            }
+/// Does it.
+pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
+    match args {
+        Args::Import { source, name, max_unpacked, place } => {
+            let defaults = Bounds::default();
+            let unpacked_bytes = max_unpacked.unwrap_or(defaults.unpacked_bytes);
+            let bounds = Bounds { unpacked_bytes, ..defaults };
+            let image = place.open()?.import_within(source, name, Timestamp::now(), bounds);
+            let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
+            print(&[image.map_err(refused)?], form)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Args::Ls { place } => print(&place.open()?.list()?, form)?,
+        Args::Rm { names, place } => {
+            let store = place.open()?;
+            names.iter().try_for_each(|name| store.remove(name))?;
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn print(images: &[image::Image], form: Form) -> io::Result<()> {
+fn print(images: &[Image], form: Form) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if form == Form::Json {
         return writeln!(out, "{}", serde_json::to_string_pretty(images)?);

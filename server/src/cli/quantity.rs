@@ -1,10 +1,7 @@
 //! Amounts as people write them: `256M`, `10s`.
 
 /// Bytes: a whole number, and perhaps `K`, `M` or `G` (powers of 1024) with or without `iB`.
-///
-/// # Errors
-/// If it is not of this form, is zero, or is more than there are bytes.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let refused = || format!("`{text}` is not an amount of memory such as `256M` or `1G`");
     let (number, unit) = split(text);
     let shift = match unit.trim_end_matches("iB") {
@@ -19,10 +16,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// Milliseconds: a number, and `ms`, `s`, `m` or `h`; seconds if it has none.
-///
-/// # Errors
-/// If it is not of this form, or less than a millisecond.
-pub fn parse_ms(text: &str) -> Result<u64, String> {
+pub(super) fn parse_ms(text: &str) -> Result<u64, String> {
     let refused = || format!("`{text}` is not a time such as `500ms`, `10s` or `2m`");
     let (number, unit) = split(text);
     let unit_ms = match unit {
@@ -43,10 +37,7 @@ pub fn parse_ms(text: &str) -> Result<u64, String> {
 }
 
 /// An environment variable `NAME=value`.
-///
-/// # Errors
-/// If there is no name or no `=`.
-pub fn parse_variable(text: &str) -> Result<(String, String), String> {
+pub(super) fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("`{text}` is not of the form `NAME=value`")),

@@ -5,25 +5,22 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, IsTerminal as _, Read, Write};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
-use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, StepSpec, When,
-};
+use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When};
 use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
 use lazaret_sandbox::{Container, Event, Settings, Zygote};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::Failure;
 use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
+use super::{CliError, input, say};
 use crate::config::LimitPolicy;
 
 /// The exit code for a fault of ours.
@@ -43,8 +40,8 @@ const IDS_DIR: &str = "/run/lazaret/ids";
 const CGROUP_PARENT: &str = "lazaret/run";
 
 /// One job, run here.
-#[derive(Debug, Args)]
-pub struct Run {
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
     /// The image to run in.
     #[arg(long, default_value = "host")]
     image: String,
@@ -79,44 +76,44 @@ pub struct Run {
     command: Vec<String>,
 }
 
-impl Run {
-    /// Runs it, streaming its output. The exit code is the program's.
-    ///
-    /// # Errors
-    /// If it could not be run: exit code 125.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
-        self.run().map_err(|failure| Failure { code: FAULT, ..failure })
-    }
+/// Runs it, streaming its output. The exit code is the program's.
+pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
+    execute(args).or_else(|error| {
+        say(error);
+        Ok(ExitCode::from(FAULT))
+    })
+}
 
-    fn run(self) -> Result<ExitCode, Failure> {
-        let zygote = Zygote::start(&Settings {
-            run_dir: RUN_DIR.into(),
-            ids_dir: IDS_DIR.into(),
-            cgroup_parent: CGROUP_PARENT.into(),
-        })
-        .map_err(Failure::new)?;
-        let store = self.place.open()?;
-        let image = find(&store, &self.image)?;
-        let _hold = store.hold(&image)?;
-        let spec = self.spec(&store, &image)?;
-        let spool = anonymous_file(&self.place.directory()?)?;
-        let signals = signals()?;
-        let id = format!("run-{}", std::process::id());
-        let mut container = zygote.spawn(&id).map_err(Failure::new)?;
-        container.start(spec, spool.as_fd()).map_err(Failure::new)?;
-        let outcome = follow(&mut container, &signals, spool)?;
-        container.acknowledge().map_err(Failure::new)?;
-        report(&outcome)
-    }
+fn execute(args: &Args) -> Result<ExitCode, CliError> {
+    let zygote = Zygote::start(&Settings {
+        run_dir: RUN_DIR.into(),
+        ids_dir: IDS_DIR.into(),
+        cgroup_parent: CGROUP_PARENT.into(),
+    })
+    .map_err(CliError::refused)?;
+    let store = args.place.open()?;
+    let image = find(&store, &args.image)?;
+    let _hold = store.hold(&image)?;
+    let spec = args.spec(&store, &image)?;
+    let spool = anonymous_file(&args.place.directory()?)?;
+    let signals = signals()?;
+    let id = format!("run-{}", std::process::id());
+    let mut container = zygote.spawn(&id).map_err(CliError::failed)?;
+    container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
+    let outcome = follow(&mut container, &signals, spool)?;
+    container.acknowledge().map_err(CliError::failed)?;
+    report(&outcome)
+}
 
-    fn spec(&self, store: &ImageStore, image: &Image) -> Result<ContainerSpec, Failure> {
+impl Args {
+    fn spec(&self, store: &ImageStore, image: &Image) -> Result<ContainerSpec, CliError> {
         let config = &image.config;
         let command = match self.command.as_slice() {
             [] => [config.entrypoint.as_slice(), &config.command].concat(),
             given => given.to_vec(),
         };
         if command.is_empty() {
-            return Err(Failure::new(format!(
+            return Err(CliError::refused(format!(
                 "image `{}` has no command of its own: give one after `--`",
                 image.name
             )));
@@ -141,7 +138,7 @@ impl Run {
             rootfs: store.rootfs(image),
             user: store.resolve_user(image, user)?,
             workdir: config.workdir.clone().unwrap_or_else(|| WORKDIR.into()),
-            files: self.files.iter().map(|path| input_file(path)).collect::<Result<_, _>>()?,
+            files: self.files.iter().map(|path| input::read(path)).collect::<Result<_, _>>()?,
             job_wall_ms: step.limits.wall_ms,
             steps: vec![step],
             disk_bytes: positive(policy.disk_bytes.default)?,
@@ -150,14 +147,14 @@ impl Run {
 
     /// What the flags say, and for the rest what a job gets that names nothing. The user of this
     /// command has the whole host, so there are no maxima.
-    fn limits(&self, policy: &LimitPolicy) -> Result<Limits, Failure> {
-        let narrow = |value: u64| u32::try_from(value).map_err(Failure::new);
+    fn limits(&self, policy: &LimitPolicy) -> Result<Limits, CliError> {
+        let narrow = |value: u64| u32::try_from(value).map_err(CliError::refused);
         let pids = narrow(policy.pids.default)?;
         let open_files = narrow(policy.open_files.default)?;
         let memory_bytes = self.memory.unwrap_or(policy.memory_bytes.default);
         if memory_bytes < policy.memory_bytes.min {
             let min = policy.memory_bytes.min;
-            return Err(Failure::new(format!(
+            return Err(CliError::refused(format!(
                 "`--memory`: no program runs in less than {min} bytes"
             )));
         }
@@ -173,31 +170,21 @@ impl Run {
     }
 }
 
-fn positive(value: u64) -> Result<NonZeroU64, Failure> {
+fn positive(value: u64) -> Result<NonZeroU64, CliError> {
     NonZeroU64::new(value).ok_or_else(zero)
 }
 
-fn zero() -> Failure {
-    Failure::new("a limit of 0 is no limit")
+fn zero() -> CliError {
+    CliError::refused("a limit of 0 is no limit")
 }
 
-fn find(store: &ImageStore, name: &str) -> Result<Image, Failure> {
+fn find(store: &ImageStore, name: &str) -> Result<Image, CliError> {
     if let Some(image) = store.get(name)? {
         return Ok(image);
     }
     let names: Vec<String> =
         store.list()?.iter().map(|image| format!("`{}`", image.name)).collect();
-    Err(Failure::new(format!("there is no image `{name}`, only {}", names.join(", "))))
-}
-
-fn input_file(path: &Path) -> Result<InputFile, Failure> {
-    let doing = |error: io::Error| Failure::new(format!("`{}`: {error}", path.display()));
-    let content = fs::read(path).map_err(doing)?;
-    let mode = fs::metadata(path).map_err(doing)?.permissions().mode() & 0o777;
-    match path.file_name().and_then(|name| name.to_str()) {
-        Some(name) => Ok(InputFile { path: name.to_owned(), mode, content }),
-        None => Err(Failure::new(format!("`{}` has no name to give it", path.display()))),
-    }
+    Err(CliError::refused(format!("there is no image `{name}`, only {}", names.join(", "))))
 }
 
 /// All of standard input, unless a person sits there.
@@ -211,9 +198,9 @@ fn read_stdin() -> io::Result<Vec<u8>> {
 }
 
 /// A file on the disk of the data directory that goes with its last descriptor.
-fn anonymous_file(directory: &Path) -> Result<File, Failure> {
+fn anonymous_file(directory: &Path) -> Result<File, CliError> {
     let path = directory.join(format!("run-{}.spool", std::process::id()));
-    let doing = |error: io::Error| Failure::new(format!("`{}`: {error}", path.display()));
+    let doing = |error: io::Error| CliError::refused(format!("`{}`: {error}", path.display()));
     let mut options = File::options();
     let file = options.read(true).write(true).create(true).truncate(true).open(&path);
     let file = file.map_err(doing)?;
@@ -222,30 +209,30 @@ fn anonymous_file(directory: &Path) -> Result<File, Failure> {
 }
 
 /// SIGINT and SIGTERM as a descriptor. Blocked only now: the zygote does not share this.
-fn signals() -> Result<SignalFd, Failure> {
+fn signals() -> Result<SignalFd, CliError> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
-    set.thread_block().map_err(Failure::new)?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(Failure::new)
+    set.thread_block().map_err(CliError::refused)?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(CliError::refused)
 }
 
 /// Writes output as it comes, until the container is gone. The first signal cancels; should the
 /// reader of the output go, that cancels too.
-fn follow(container: &mut Container, signals: &SignalFd, spool: File) -> Result<Outcome, Failure> {
+fn follow(container: &mut Container, signals: &SignalFd, spool: File) -> Result<Outcome, CliError> {
     let mut output = SpoolReader::new(FromStart { file: spool, offset: 0 });
     loop {
         {
             let mut fds =
                 [PollFd::new(&*container, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-            rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(Failure::new)?;
+            rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(CliError::refused)?;
         }
-        if signals.read_signal().map_err(Failure::new)?.is_some() {
-            container.cancel().map_err(Failure::new)?;
+        if signals.read_signal().map_err(CliError::refused)?.is_some() {
+            container.cancel().map_err(CliError::refused)?;
         }
-        while let Some(event) = container.try_event().map_err(Failure::new)? {
+        while let Some(event) = container.try_event().map_err(CliError::refused)? {
             if !write_output(&mut output)? {
-                container.cancel().map_err(Failure::new)?;
+                container.cancel().map_err(CliError::refused)?;
             }
             if let Event::Finished(outcome) = event {
                 return Ok(outcome);
@@ -255,7 +242,7 @@ fn follow(container: &mut Container, signals: &SignalFd, spool: File) -> Result<
 }
 
 /// Writes what the spool has got. False if nobody reads it any more.
-fn write_output(output: &mut SpoolReader<FromStart>) -> Result<bool, Failure> {
+fn write_output(output: &mut SpoolReader<FromStart>) -> Result<bool, CliError> {
     while let Some(record) = output.next_record()? {
         let written = match record.entry {
             Entry::Output(Stream::Stdout, bytes) => write_now(&mut io::stdout().lock(), &bytes),
@@ -277,7 +264,7 @@ fn write_now(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Says on stderr what an exit code alone would not.
-fn report(outcome: &Outcome) -> Result<ExitCode, Failure> {
+fn report(outcome: &Outcome) -> Result<ExitCode, CliError> {
     let step = outcome.steps.first();
     let verdict = outcome.verdict;
     let program = step.map_or(FAULT, exit_code);
