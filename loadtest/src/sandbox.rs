@@ -30,14 +30,14 @@ pub(crate) fn measure(count: u64, program: &Path, scratch: Option<&Path>) -> Res
     let zygote = Zygote::start(&Settings {
         run_dir: directory.path().join("run"),
         ids_dir: directory.path().join("ids"),
-        cgroup_parent: format!("lazaret/loadtest-{}", std::process::id()),
+        cgroup_parent: "lazaret/loadtest".into(),
     })?;
     let rootfs = import(directory.path(), program)?;
     let mut times = Vec::new();
     let started = Instant::now();
     for number in 0..count {
         let spool = tempfile::tempfile_in(directory.path())?;
-        times.push(run(&zygote, &format!("loadtest-{number}"), spec(&rootfs)?, &spool)?);
+        times.push(run(&zygote, &format!("{}-{number}", std::process::id()), spec(&rootfs)?, &spool)?);
     }
     Report::new(&times, started.elapsed())
 }

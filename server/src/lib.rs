@@ -1,7 +1,17 @@
 //! The server of lazaret: takes jobs over HTTP, stores them, runs each in a container of its own,
 //! and shows what became of them. ARCHITECTURE.md follows a job through these modules.
 
+pub mod api;
+pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod dispatch;
 pub mod job;
+pub mod listener;
+pub mod live;
+pub mod logs;
+pub mod request;
+pub mod runner;
 pub mod scheduler;
 pub mod store;
+pub mod telemetry;

@@ -1,3 +1,7 @@
 //! `lazaret`: runs untrusted programs in fresh, limited containers, for clients of its HTTP API.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lazaret::cli::run()
+}

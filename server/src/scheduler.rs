@@ -101,18 +101,9 @@ impl Scheduler {
     /// Puts a job in the queue that was promised before this server lived, or that runs again:
     /// never refused.
     pub fn requeue(&mut self, id: JobId, priority: i16, demand: Demand) {
-        let place = Place {
-            priority: std::cmp::Reverse(priority),
-            id,
-        };
+        let place = Place { priority: std::cmp::Reverse(priority), id };
         self.places.insert(id, place);
-        self.waiting.insert(
-            place,
-            Waiting {
-                demand,
-                passed_over: 0,
-            },
-        );
+        self.waiting.insert(place, Waiting { demand, passed_over: 0 });
     }
 
     /// Takes a waiting job out. False if it does not wait.
@@ -182,18 +173,9 @@ impl Scheduler {
 mod tests {
     use super::*;
 
-    const CAPACITY: Capacity = Capacity {
-        cpu_millis: 2000,
-        memory_bytes: 1000,
-    };
-    const SMALL: Demand = Demand {
-        cpu_millis: 500,
-        memory_bytes: 100,
-    };
-    const WHOLE: Demand = Demand {
-        cpu_millis: 2000,
-        memory_bytes: 1000,
-    };
+    const CAPACITY: Capacity = Capacity { cpu_millis: 2000, memory_bytes: 1000 };
+    const SMALL: Demand = Demand { cpu_millis: 500, memory_bytes: 100 };
+    const WHOLE: Demand = Demand { cpu_millis: 2000, memory_bytes: 1000 };
 
     fn scheduler() -> Scheduler {
         Scheduler::new(CAPACITY, 3)
@@ -254,13 +236,7 @@ mod tests {
         scheduler.release(id);
         scheduler.release(id);
         assert_eq!(scheduler.start_next(), Some(next));
-        assert_eq!(
-            scheduler.free,
-            Capacity {
-                cpu_millis: 0,
-                memory_bytes: 0
-            }
-        );
+        assert_eq!(scheduler.free, Capacity { cpu_millis: 0, memory_bytes: 0 });
     }
 
     #[test]
@@ -294,13 +270,7 @@ mod tests {
     fn a_job_beyond_the_whole_capacity_is_known_as_such() {
         let scheduler = scheduler();
         assert!(scheduler.could_ever_fit(WHOLE));
-        assert!(!scheduler.could_ever_fit(Demand {
-            cpu_millis: 2001,
-            ..WHOLE
-        }));
-        assert!(!scheduler.could_ever_fit(Demand {
-            memory_bytes: 1001,
-            ..WHOLE
-        }));
+        assert!(!scheduler.could_ever_fit(Demand { cpu_millis: 2001, ..WHOLE }));
+        assert!(!scheduler.could_ever_fit(Demand { memory_bytes: 1001, ..WHOLE }));
     }
 }

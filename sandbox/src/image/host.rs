@@ -23,7 +23,7 @@ pub const HOST_IMAGE: &str = "host";
 const PROGRAM_DIRECTORIES: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// Empty directories that programs expect, and their modes.
-const EMPTY_DIRECTORIES: [(&str, u32); 13] = [
+const EMPTY_DIRECTORIES: [(&str, u32); 12] = [
     ("dev", 0o755),
     ("etc", 0o755),
     ("etc/ssl", 0o755),
@@ -36,7 +36,6 @@ const EMPTY_DIRECTORIES: [(&str, u32); 13] = [
     ("var/lib", 0o755),
     ("var/log", 0o755),
     ("var/tmp", 0o1777),
-    ("workspace", 0o755),
 ];
 
 /// Files that every container of this image has, whatever the host's own say.

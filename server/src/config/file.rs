@@ -100,15 +100,10 @@ impl ConfigFile {
     /// If it cannot be read or does not say what it should; the message has the line.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| {
-            ConfigError(format!(
-                "could not read configuration `{}`: {error}",
-                path.display()
-            ))
+            ConfigError(format!("could not read configuration `{}`: {error}", path.display()))
         })?;
         toml::from_str(&text).map_err(|error| {
-            let line = error
-                .span()
-                .map_or(1, |span| text[..span.start].lines().count().max(1));
+            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
             ConfigError(format!(
                 "configuration `{}`, line {line}: {}",
                 path.display(),

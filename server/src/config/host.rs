@@ -22,17 +22,12 @@ pub(super) fn spare_memory_bytes() -> io::Result<u64> {
     let available = available_bytes(&meminfo)
         .ok_or_else(|| io::Error::other("`/proc/meminfo` does not say what is available"))?;
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let least = cgroups
-        .lines()
-        .filter_map(cgroup_limit_bytes)
-        .fold(available, u64::min);
+    let least = cgroups.lines().filter_map(cgroup_limit_bytes).fold(available, u64::min);
     Ok(least / 100 * SHARE_PERCENT)
 }
 
 fn available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

@@ -84,11 +84,7 @@ impl LimitPolicy {
 /// A bound whose values fit the 32 bits that the kernel has for them.
 fn narrow(bound: Bound) -> Bound {
     let highest = u64::from(u32::MAX);
-    Bound {
-        default: bound.default.min(highest),
-        max: bound.max.min(highest),
-        ..bound
-    }
+    Bound { default: bound.default.min(highest), max: bound.max.min(highest), ..bound }
 }
 
 fn in_millis(file: &CpusFile) -> Result<BoundFile, ConfigError> {
@@ -115,11 +111,7 @@ fn overlay(name: &str, base: Bound, file: &BoundFile) -> Result<Bound, ConfigErr
             base.min
         )));
     }
-    Ok(Bound {
-        min: base.min,
-        default,
-        max,
-    })
+    Ok(Bound { min: base.min, default, max })
 }
 
 /// Thousandths of a CPU, from a number of CPUs in the file.

@@ -119,13 +119,9 @@ impl Config {
         let default_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
         Ok(Self {
             listen: flags.listen.or(file.listen).unwrap_or(default_listen),
-            run_dir: file
-                .run_dir
-                .unwrap_or_else(|| Path::new(RUN_PARENT).join(&name)),
+            run_dir: file.run_dir.unwrap_or_else(|| Path::new(RUN_PARENT).join(&name)),
             ids_dir: file.ids_dir.unwrap_or_else(|| IDS_DIR.into()),
-            cgroup_parent: file
-                .cgroup_parent
-                .unwrap_or_else(|| format!("lazaret/{name}")),
+            cgroup_parent: file.cgroup_parent.unwrap_or_else(|| format!("lazaret/{name}")),
             default_image: file.default_image.unwrap_or_else(|| "host".into()),
             limits: LimitPolicy::from_file(&file.limits)?,
             root_user: match file.allow_root_user {
@@ -138,10 +134,7 @@ impl Config {
             drain_timeout: Duration::from_millis(
                 file.drain_timeout_ms.unwrap_or(DEFAULT_DRAIN_TIMEOUT_MS),
             ),
-            max_connections: file
-                .max_connections
-                .unwrap_or(DEFAULT_MAX_CONNECTIONS)
-                .max(1),
+            max_connections: file.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS).max(1),
             data_dir,
         })
     }
@@ -160,9 +153,7 @@ pub fn default_data_dir() -> Result<PathBuf, ConfigError> {
     }
     match environment("HOME") {
         Some(home) => Ok(Path::new(&home).join(".local/share/lazaret")),
-        None => Err(ConfigError(
-            "there is no home directory: name one with `--data DIR`".into(),
-        )),
+        None => Err(ConfigError("there is no home directory: name one with `--data DIR`".into())),
     }
 }
 
@@ -172,10 +163,7 @@ pub fn log_filter() -> String {
     environment("LAZARET_LOG").unwrap_or_else(|| DEFAULT_LOG_FILTER.into())
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the one place that reads the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -189,22 +177,15 @@ fn make_data_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
         ))
     };
     std::fs::create_dir_all(dir).map_err(refused)?;
-    rustix::fs::access(
-        dir,
-        rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
-    )
-    .map_err(|errno| refused(errno.into()))?;
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+        .map_err(|errno| refused(errno.into()))?;
     dir.canonicalize().map_err(refused)
 }
 
 /// Eight digits that tell the servers of one host apart.
 fn short_name(data_dir: &Path) -> String {
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-    digest
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn capacity(file: &file::CapacityFile) -> Result<Capacity, ConfigError> {
@@ -215,20 +196,13 @@ fn capacity(file: &file::CapacityFile) -> Result<Capacity, ConfigError> {
     let memory_bytes = match file.memory_bytes {
         Some(bytes) => bytes,
         None => host::spare_memory_bytes().map_err(|error| {
-            ConfigError(format!(
-                "{error}: set `capacity.memory_bytes` in the configuration"
-            ))
+            ConfigError(format!("{error}: set `capacity.memory_bytes` in the configuration"))
         })?,
     };
     if memory_bytes < lazaret_sandbox::spec::MIN_MEMORY_BYTES {
-        return Err(ConfigError(format!(
-            "`capacity.memory_bytes` is only `{memory_bytes}`"
-        )));
+        return Err(ConfigError(format!("`capacity.memory_bytes` is only `{memory_bytes}`")));
     }
-    Ok(Capacity {
-        cpu_millis,
-        memory_bytes,
-    })
+    Ok(Capacity { cpu_millis, memory_bytes })
 }
 
 #[cfg(test)]
@@ -263,13 +237,9 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_by_name() {
-        let error = load("lisen = '127.0.0.1:1'")
-            .expect_err("refused")
-            .to_string();
+        let error = load("lisen = '127.0.0.1:1'").expect_err("refused").to_string();
         assert!(error.contains("lisen"), "{error}");
-        let error = load("[limits.cpu_ms]\nmaximum = 3")
-            .expect_err("refused")
-            .to_string();
+        let error = load("[limits.cpu_ms]\nmaximum = 3").expect_err("refused").to_string();
         assert!(error.contains("maximum"), "{error}");
     }
 

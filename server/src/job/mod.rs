@@ -167,12 +167,7 @@ impl JobEnd {
     /// The end of a job that no container ran.
     #[must_use]
     pub const fn without_steps(verdict: Verdict, detail: Option<String>, last_seq: u64) -> Self {
-        Self {
-            verdict,
-            steps: Vec::new(),
-            detail,
-            last_seq,
-        }
+        Self { verdict, steps: Vec::new(), detail, last_seq }
     }
 }
 
@@ -231,10 +226,7 @@ mod tests {
         for state in State::ALL {
             assert_eq!(state.as_str().parse::<State>().expect("known"), state);
         }
-        assert_eq!(
-            parse_verdict("disk_limit").expect("known"),
-            Verdict::DiskLimit
-        );
+        assert_eq!(parse_verdict("disk_limit").expect("known"), Verdict::DiskLimit);
         assert!(parse_verdict("nonsense").is_err());
     }
 }

@@ -12,7 +12,7 @@ use serde_bytes::ByteBuf;
 use super::Demand;
 
 /// What a container costs beside its program: the shim, init, page tables, pipes.
-const OVERHEAD_BYTES: u64 = 4 << 20;
+pub const OVERHEAD_BYTES: u64 = 4 << 20;
 
 /// A checked job. Kept as JSON in the store, so fields may be added but not change their meaning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,9 +77,7 @@ pub struct Inputs {
 impl std::fmt::Debug for Inputs {
     /// Without the bytes: they are the client's.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inputs")
-            .field("files", &self.files)
-            .finish_non_exhaustive()
+        f.debug_struct("Inputs").field("files", &self.files).finish_non_exhaustive()
     }
 }
 
@@ -110,11 +108,7 @@ impl JobSpec {
         let steps = self.steps.iter().map(|step| StepSpec {
             name: step.name.clone(),
             command: step.command.clone(),
-            env: step
-                .env
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            env: step.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             workdir: step.workdir.clone(),
             stdin: stdin.next().unwrap_or_default().into_vec(),
             limits: step.limits,
@@ -158,15 +152,8 @@ pub(crate) fn sample() -> JobSpec {
     let number = |value| NonZeroU64::new(value).expect("not zero");
     let small = |value| NonZeroU32::new(value).expect("not zero");
     JobSpec {
-        image: JobImage {
-            name: "host".into(),
-            digest: "sha256:00".into(),
-        },
-        user: User {
-            uid: 1000,
-            gid: 1000,
-            groups: Vec::new(),
-        },
+        image: JobImage { name: "host".into(), digest: "sha256:00".into() },
+        user: User { uid: 1000, gid: 1000, groups: Vec::new() },
         workdir: "/workspace".into(),
         steps: vec![JobStep {
             name: "run".into(),

@@ -241,15 +241,11 @@ async fn keep_log(
                 .execute(connection)
                 .await?;
         }
-        KeptLog::File | KeptLog::Nothing => {}
+        KeptLog::File | KeptLog::Spool | KeptLog::Nothing => {}
     }
     Ok(())
 }
 
 const fn effect(rows: u64) -> Effect {
-    if rows == 0 {
-        Effect::WrongState
-    } else {
-        Effect::Done
-    }
+    if rows == 0 { Effect::WrongState } else { Effect::Done }
 }

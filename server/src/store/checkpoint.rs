@@ -13,11 +13,7 @@ const MAX_WAL_PAGES: i64 = 16_384;
 
 /// Checkpoints each second until `stop`, and once more after it.
 pub(super) async fn checkpoint(mut connection: SqliteConnection, stop: CancellationToken) {
-    while stop
-        .run_until_cancelled(tokio::time::sleep(INTERVAL))
-        .await
-        .is_some()
-    {
+    while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
         checkpoint_once(&mut connection).await;
     }
     checkpoint_once(&mut connection).await;

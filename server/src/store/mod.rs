@@ -13,6 +13,7 @@ mod change;
 mod checkpoint;
 mod open;
 mod query;
+mod retention;
 mod row;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::job::{Inputs, JobEnd, JobId, JobSpec};
 pub use open::{OpenError, open};
 pub use query::{Filter, Summary, Unfinished};
+pub use retention::forget_old_keys;
 
 /// Changes that may wait for the writer; more wait in their callers.
 const CHANGE_QUEUE: usize = 1024;
@@ -69,30 +71,13 @@ struct Pending {
 #[derive(Debug)]
 enum Change {
     Insert(Box<NewJob>),
-    Claim {
-        id: JobId,
-        now: Timestamp,
-    },
+    Claim { id: JobId, now: Timestamp },
     Finish(Box<FinishedAttempt>),
-    FinishQueued {
-        id: JobId,
-        end: Box<JobEnd>,
-        now: Timestamp,
-    },
-    RequestCancel {
-        id: JobId,
-    },
-    Retry {
-        id: JobId,
-        attempt: u32,
-        log: KeptLog,
-    },
-    Delete {
-        id: JobId,
-    },
-    ForgetKeys {
-        before: Timestamp,
-    },
+    FinishQueued { id: JobId, end: Box<JobEnd>, now: Timestamp },
+    RequestCancel { id: JobId },
+    Retry { id: JobId, attempt: u32, log: KeptLog },
+    Delete { id: JobId },
+    ForgetKeys { before: Timestamp },
 }
 
 /// A job that was accepted and is about to be promised.
@@ -153,6 +138,8 @@ pub enum KeptLog {
     Row(Vec<u8>),
     /// In a file beside the store, written and synced before.
     File,
+    /// In the spool, for want of room anywhere else.
+    Spool,
     /// Nowhere: the attempt wrote nothing.
     Nothing,
 }
@@ -205,12 +192,7 @@ impl Store {
         end: JobEnd,
         now: Timestamp,
     ) -> Result<Effect, StoreError> {
-        self.change(Change::FinishQueued {
-            id,
-            end: Box::new(end),
-            now,
-        })
-        .await
+        self.change(Change::FinishQueued { id, end: Box::new(end), now }).await
     }
 
     /// Notes that a running job shall end, so that it is not retried.
@@ -249,10 +231,7 @@ impl Store {
     async fn change(&self, change: Change) -> Result<Effect, StoreError> {
         let (answer, answered) = oneshot::channel();
         let pending = Pending { change, answer };
-        self.changes
-            .send(pending)
-            .await
-            .map_err(|_closed| StoreError::Closed)?;
+        self.changes.send(pending).await.map_err(|_closed| StoreError::Closed)?;
         answered.await.map_err(|_closed| StoreError::Closed)?
     }
 }

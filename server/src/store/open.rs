@@ -62,9 +62,7 @@ pub async fn open(
     let writing = options.clone().pragma("cache_size", WRITER_CACHE);
     let mut connection = writing.connect().await.map_err(StoreError::from)?;
     refuse_old_sqlite(&mut connection).await?;
-    migrations()
-        .run_direct(None, &mut connection, false)
-        .await?;
+    migrations().run_direct(None, &mut connection, false).await?;
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .min_connections(1)

@@ -84,9 +84,7 @@ impl Store {
             query.push(" and state = ").push_bind(state.as_str());
         }
         if let Some(before) = filter.before {
-            query
-                .push(" and id < ")
-                .push_bind(before.as_bytes().to_vec());
+            query.push(" and id < ").push_bind(before.as_bytes().to_vec());
         }
         for (key, value) in &filter.labels {
             query
@@ -96,9 +94,7 @@ impl Store {
                 .push_bind(value)
                 .push(")");
         }
-        query
-            .push(" order by id desc limit ")
-            .push_bind(filter.limit);
+        query.push(" order by id desc limit ").push_bind(filter.limit);
         let rows = query.build().fetch_all(&self.readers).await?;
         rows.iter().map(summary).collect()
     }
@@ -161,10 +157,7 @@ fn summary(found: &SqliteRow) -> Result<Summary, StoreError> {
     Ok(Summary {
         id: row::job_id(found, "id")?,
         state: row::state(found)?,
-        verdict: verdict
-            .map(job::parse_verdict)
-            .transpose()
-            .map_err(row::nonsense)?,
+        verdict: verdict.map(job::parse_verdict).transpose().map_err(row::nonsense)?,
         attempt: found.try_get("attempt")?,
         created_at: row::timestamp(found.try_get("created_at")?)?,
         started_at: row::optional_timestamp(found, "started_at")?,

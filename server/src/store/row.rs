@@ -18,10 +18,7 @@ pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
         started_at: optional_timestamp(row, "started_at")?,
         finished_at: optional_timestamp(row, "finished_at")?,
         spec: spec(row)?,
-        end: row
-            .try_get::<Option<&str>, _>("outcome")?
-            .map(from_json::<JobEnd>)
-            .transpose()?,
+        end: row.try_get::<Option<&str>, _>("outcome")?.map(from_json::<JobEnd>).transpose()?,
     })
 }
 
@@ -42,9 +39,7 @@ pub(super) fn optional_timestamp(
     row: &SqliteRow,
     column: &'static str,
 ) -> Result<Option<Timestamp>, StoreError> {
-    row.try_get::<Option<i64>, _>(column)?
-        .map(timestamp)
-        .transpose()
+    row.try_get::<Option<i64>, _>(column)?.map(timestamp).transpose()
 }
 
 pub(super) fn timestamp(microseconds: i64) -> Result<Timestamp, StoreError> {

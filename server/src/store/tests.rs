@@ -20,14 +20,8 @@ struct Opened {
 
 async fn open_at(dir: &Path) -> Opened {
     let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
-    let store = open(&dir.join("lazaret.db"), &tracker, &stop)
-        .await
-        .expect("opened");
-    Opened {
-        store,
-        tracker,
-        stop,
-    }
+    let store = open(&dir.join("lazaret.db"), &tracker, &stop).await.expect("opened");
+    Opened { store, tracker, stop }
 }
 
 impl Opened {
@@ -45,17 +39,11 @@ fn now() -> Timestamp {
 
 fn new_job(labels: &[(&str, &str)]) -> NewJob {
     let mut spec = sample();
-    spec.labels = labels
-        .iter()
-        .map(|(key, value)| ((*key).into(), (*value).into()))
-        .collect();
+    spec.labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
     NewJob {
         id: JobId::generate(),
         spec,
-        inputs: Inputs {
-            files: Vec::new(),
-            stdin: vec![ByteBuf::from(b"1 2\n")],
-        },
+        inputs: Inputs { files: Vec::new(), stdin: vec![ByteBuf::from(b"1 2\n")] },
         created_at: now(),
         entry: Entry::Queued,
         idempotency: None,
@@ -68,13 +56,7 @@ fn end(verdict: Verdict) -> JobEnd {
 
 fn finished(id: JobId, attempt: u32) -> FinishedAttempt {
     let log = KeptLog::Row(b"what it wrote".to_vec());
-    FinishedAttempt {
-        id,
-        attempt,
-        end: end(Verdict::Success),
-        log,
-        now: now(),
-    }
+    FinishedAttempt { id, attempt, end: end(Verdict::Success), log, now: now() }
 }
 
 #[tokio::test]
@@ -82,27 +64,12 @@ async fn a_job_comes_back_as_it_was_stored() {
     let dir = tempfile::tempdir().expect("a directory");
     let opened = open_at(dir.path()).await;
     let new = new_job(&[("contest", "7")]);
-    assert_eq!(
-        opened.store.insert(new.clone()).await.expect("stored"),
-        Effect::Done
-    );
-    let job = opened
-        .store
-        .job(new.id)
-        .await
-        .expect("read")
-        .expect("there");
+    assert_eq!(opened.store.insert(new.clone()).await.expect("stored"), Effect::Done);
+    let job = opened.store.job(new.id).await.expect("read").expect("there");
     assert_eq!((job.state, job.attempt, job.version), (State::Queued, 0, 1));
     assert_eq!((job.spec, job.created_at), (new.spec, now()));
     assert_eq!(opened.store.inputs(new.id).await.expect("read"), new.inputs);
-    assert!(
-        opened
-            .store
-            .job(JobId::generate())
-            .await
-            .expect("read")
-            .is_none()
-    );
+    assert!(opened.store.job(JobId::generate()).await.expect("read").is_none());
     opened.close().await;
 }
 
@@ -114,21 +81,12 @@ async fn a_job_runs_through_its_states_and_forgets_its_inputs() {
     let id = new.id;
     store.insert(new).await.expect("stored");
     assert_eq!(store.claim(id, now()).await.expect("written"), Effect::Done);
-    assert_eq!(
-        store.finish(finished(id, 1)).await.expect("written"),
-        Effect::Done
-    );
+    assert_eq!(store.finish(finished(id, 1)).await.expect("written"), Effect::Done);
     let job = store.job(id).await.expect("read").expect("there");
-    assert_eq!(
-        (job.state, job.attempt, job.version),
-        (State::Finished, 1, 3)
-    );
+    assert_eq!((job.state, job.attempt, job.version), (State::Finished, 1, 3));
     assert_eq!(job.end, Some(end(Verdict::Success)));
     assert!(store.inputs(id).await.expect("read").is_empty());
-    assert_eq!(
-        store.log(id, 1).await.expect("read").expect("kept"),
-        b"what it wrote"
-    );
+    assert_eq!(store.log(id, 1).await.expect("read").expect("kept"), b"what it wrote");
     opened.close().await;
 }
 
@@ -143,25 +101,14 @@ async fn a_transition_out_of_another_state_changes_nothing() {
     assert_eq!(store.finish(finished(id, 1)).await.expect("written"), wrong);
     assert_eq!(store.delete(id).await.expect("written"), wrong);
     assert_eq!(store.request_cancel(id).await.expect("written"), wrong);
-    assert_eq!(
-        store.retry(id, 0, KeptLog::Nothing).await.expect("written"),
-        wrong
-    );
+    assert_eq!(store.retry(id, 0, KeptLog::Nothing).await.expect("written"), wrong);
     store.claim(id, now()).await.expect("written");
     assert_eq!(store.claim(id, now()).await.expect("written"), wrong);
     let cancelled = store.finish_queued(id, end(Verdict::Cancelled), now());
     assert_eq!(cancelled.await.expect("written"), wrong);
-    assert_eq!(
-        store.finish(finished(id, 2)).await.expect("written"),
-        wrong,
-        "another attempt"
-    );
+    assert_eq!(store.finish(finished(id, 2)).await.expect("written"), wrong, "another attempt");
     store.finish(finished(id, 1)).await.expect("written");
-    assert_eq!(
-        store.finish(finished(id, 1)).await.expect("written"),
-        wrong,
-        "a second verdict"
-    );
+    assert_eq!(store.finish(finished(id, 1)).await.expect("written"), wrong, "a second verdict");
     let job = store.job(id).await.expect("read").expect("there");
     assert_eq!(job.version, 3, "what changed nothing left no trace");
     opened.close().await;
@@ -173,17 +120,8 @@ async fn a_cancelled_job_is_not_retried() {
     let opened = open_at(dir.path()).await;
     let (store, new) = (&opened.store, new_job(&[]));
     let id = new.id;
-    store
-        .insert(NewJob {
-            entry: Entry::Claimed,
-            ..new
-        })
-        .await
-        .expect("stored");
-    assert_eq!(
-        store.request_cancel(id).await.expect("written"),
-        Effect::Done
-    );
+    store.insert(NewJob { entry: Entry::Claimed, ..new }).await.expect("stored");
+    assert_eq!(store.request_cancel(id).await.expect("written"), Effect::Done);
     let retried = store.retry(id, 1, KeptLog::Nothing).await.expect("written");
     assert_eq!(retried, Effect::WrongState);
     opened.close().await;
@@ -195,25 +133,13 @@ async fn a_retried_job_waits_again_and_keeps_the_log_of_its_first_attempt() {
     let opened = open_at(dir.path()).await;
     let (store, new) = (&opened.store, new_job(&[]));
     let id = new.id;
-    store
-        .insert(NewJob {
-            entry: Entry::Claimed,
-            ..new
-        })
-        .await
-        .expect("stored");
+    store.insert(NewJob { entry: Entry::Claimed, ..new }).await.expect("stored");
     let log = KeptLog::Row(b"first".to_vec());
-    assert_eq!(
-        store.retry(id, 1, log).await.expect("written"),
-        Effect::Done
-    );
+    assert_eq!(store.retry(id, 1, log).await.expect("written"), Effect::Done);
     store.claim(id, now()).await.expect("written");
     let job = store.job(id).await.expect("read").expect("there");
     assert_eq!((job.state, job.attempt), (State::Running, 2));
-    assert_eq!(
-        store.log(id, 1).await.expect("read").expect("kept"),
-        b"first"
-    );
+    assert_eq!(store.log(id, 1).await.expect("read").expect("kept"), b"first");
     opened.close().await;
 }
 
@@ -232,10 +158,7 @@ async fn every_change_of_a_batch_gets_its_own_answer() {
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 100);
     assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 50);
     for job in &jobs {
-        assert!(
-            opened.store.job(job.id).await.expect("read").is_some(),
-            "one failure spoils none"
-        );
+        assert!(opened.store.job(job.id).await.expect("read").is_some(), "one failure spoils none");
     }
     opened.close().await;
 }
@@ -248,13 +171,8 @@ async fn what_was_promised_is_there_after_a_crash_and_what_was_not_is_not() {
     opened.store.insert(promised.clone()).await.expect("stored");
     // The database as a power cut in the middle of the next transaction leaves it.
     let mut raw = raw_connection(&dir.path().join("lazaret.db")).await;
-    sqlx::query("begin immediate")
-        .execute(&mut raw)
-        .await
-        .expect("begun");
-    change::apply(&mut raw, &Change::Insert(Box::new(torn.clone())))
-        .await
-        .expect("applied");
+    sqlx::query("begin immediate").execute(&mut raw).await.expect("begun");
+    change::apply(&mut raw, &Change::Insert(Box::new(torn.clone()))).await.expect("applied");
     let copy = tempfile::tempdir().expect("a directory");
     for name in ["lazaret.db", "lazaret.db-wal"] {
         std::fs::copy(dir.path().join(name), copy.path().join(name)).expect("copied");
@@ -278,55 +196,24 @@ async fn a_list_is_newest_first_filtered_and_pages_without_gap_or_repeat() {
     let store = &opened.store;
     let mut ids = Vec::new();
     for number in 0..7 {
-        let new = new_job(if number % 2 == 0 {
-            &[("kind", "even")]
-        } else {
-            &[]
-        });
+        let new = new_job(if number % 2 == 0 { &[("kind", "even")] } else { &[] });
         ids.push(new.id);
         store.insert(new).await.expect("stored");
     }
     ids.reverse();
-    let first = store
-        .list(&Filter {
-            limit: 4,
-            ..Filter::default()
-        })
-        .await
-        .expect("read");
+    let first = store.list(&Filter { limit: 4, ..Filter::default() }).await.expect("read");
     let before = first.last().map(|job| job.id);
-    let rest = Filter {
-        limit: 4,
-        before,
-        ..Filter::default()
-    };
+    let rest = Filter { limit: 4, before, ..Filter::default() };
     let rest = store.list(&rest).await.expect("read");
     let listed: Vec<JobId> = first.iter().chain(&rest).map(|job| job.id).collect();
     assert_eq!(listed, ids);
     let labels = vec![("kind".to_owned(), "even".to_owned())];
-    let even = store
-        .list(&Filter {
-            labels,
-            limit: 9,
-            ..Filter::default()
-        })
-        .await
-        .expect("read");
+    let even = store.list(&Filter { labels, limit: 9, ..Filter::default() }).await.expect("read");
     assert_eq!(even.len(), 4);
     store.claim(ids[0], now()).await.expect("written");
     let state = Some(State::Running);
-    let running = store
-        .list(&Filter {
-            state,
-            limit: 9,
-            ..Filter::default()
-        })
-        .await
-        .expect("read");
-    assert_eq!(
-        running.iter().map(|job| job.id).collect::<Vec<_>>(),
-        [ids[0]]
-    );
+    let running = store.list(&Filter { state, limit: 9, ..Filter::default() }).await.expect("read");
+    assert_eq!(running.iter().map(|job| job.id).collect::<Vec<_>>(), [ids[0]]);
     assert_eq!(store.unfinished().await.expect("read").len(), 7);
     opened.close().await;
 }
@@ -336,36 +223,15 @@ async fn an_idempotency_key_makes_one_job_of_many_requests() {
     let dir = tempfile::tempdir().expect("a directory");
     let opened = open_at(dir.path()).await;
     let store = &opened.store;
-    let key = IdempotencyKey {
-        key: "k".into(),
-        fingerprint: [1; 32],
-    };
-    let first = NewJob {
-        idempotency: Some(key.clone()),
-        ..new_job(&[])
-    };
+    let key = IdempotencyKey { key: "k".into(), fingerprint: [1; 32] };
+    let first = NewJob { idempotency: Some(key.clone()), ..new_job(&[]) };
     store.insert(first.clone()).await.expect("stored");
-    let again = NewJob {
-        idempotency: Some(key.clone()),
-        ..new_job(&[])
-    };
-    assert_eq!(
-        store.insert(again.clone()).await.expect("stored"),
-        Effect::Replayed(first.id)
-    );
+    let again = NewJob { idempotency: Some(key.clone()), ..new_job(&[]) };
+    assert_eq!(store.insert(again.clone()).await.expect("stored"), Effect::Replayed(first.id));
     assert!(store.job(again.id).await.expect("read").is_none());
-    let other = IdempotencyKey {
-        fingerprint: [2; 32],
-        ..key
-    };
-    let other = NewJob {
-        idempotency: Some(other),
-        ..new_job(&[])
-    };
-    assert_eq!(
-        store.insert(other.clone()).await.expect("stored"),
-        Effect::KeyReused
-    );
+    let other = IdempotencyKey { fingerprint: [2; 32], ..key };
+    let other = NewJob { idempotency: Some(other), ..new_job(&[]) };
+    assert_eq!(store.insert(other.clone()).await.expect("stored"), Effect::KeyReused);
     store.forget_keys(Timestamp::MAX).await.expect("written");
     assert_eq!(store.insert(other).await.expect("stored"), Effect::Done);
     opened.close().await;
@@ -377,25 +243,13 @@ async fn a_deleted_job_leaves_no_row_behind() {
     let opened = open_at(dir.path()).await;
     let (store, new) = (&opened.store, new_job(&[("a", "b")]));
     let id = new.id;
-    store
-        .insert(NewJob {
-            entry: Entry::Claimed,
-            ..new
-        })
-        .await
-        .expect("stored");
+    store.insert(NewJob { entry: Entry::Claimed, ..new }).await.expect("stored");
     store.finish(finished(id, 1)).await.expect("written");
     assert_eq!(store.delete(id).await.expect("written"), Effect::Done);
     assert!(store.job(id).await.expect("read").is_none());
     assert!(store.log(id, 1).await.expect("read").is_none());
     let labels = vec![("a".to_owned(), "b".to_owned())];
-    let listed = store
-        .list(&Filter {
-            labels,
-            limit: 9,
-            ..Filter::default()
-        })
-        .await;
+    let listed = store.list(&Filter { labels, limit: 9, ..Filter::default() }).await;
     assert!(listed.expect("read").is_empty());
     opened.close().await;
 }

@@ -12,10 +12,8 @@ const MAX_BATCH: usize = 256;
 pub(super) async fn write(mut connection: SqliteConnection, mut changes: mpsc::Receiver<Pending>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while changes.recv_many(&mut batch, MAX_BATCH).await > 0 {
-        let (changes, answers): (Vec<_>, Vec<_>) = batch
-            .drain(..)
-            .map(|pending| (pending.change, pending.answer))
-            .unzip();
+        let (changes, answers): (Vec<_>, Vec<_>) =
+            batch.drain(..).map(|pending| (pending.change, pending.answer)).unzip();
         let results = commit(&mut connection, &changes).await;
         for (answer, result) in answers.into_iter().zip(results) {
             // Whoever asked may have left; what was written stays.

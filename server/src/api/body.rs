@@ -1,0 +1,162 @@
+//! Request bodies: read within bounds, then parsed so that a mistake can be named.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::problem::{Code, Problem};
+use crate::request::{FieldError, escaped};
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Reads a body that says it is JSON, of at most `max_bytes`.
+///
+/// # Errors
+/// The problem for the client.
+pub async fn read_json_body(
+    headers: &HeaderMap,
+    body: Body,
+    max_bytes: usize,
+) -> Result<Bytes, Problem> {
+    refuse_other_types(headers)?;
+    let too_large =
+        || Problem::new(Code::BodyTooLarge, format!("the body may have at most {max_bytes} bytes"));
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: u64| bytes > max_bytes as u64) {
+        return Err(too_large());
+    }
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect());
+    match collected.await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => {
+            Err(Problem::new(Code::Malformed, format!("the body did not arrive whole: {error}")))
+        }
+        Err(_elapsed) => Err(Problem::new(
+            Code::RequestTimeout,
+            format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()),
+        )),
+    }
+}
+
+fn refuse_other_types(headers: &HeaderMap) -> Result<(), Problem> {
+    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let is_json = given.and_then(|text| text.parse::<mime::Mime>().ok()).is_some_and(|mime| {
+        mime.type_() == mime::APPLICATION
+            && (mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))
+    });
+    if is_json {
+        return Ok(());
+    }
+    let given = given.map_or_else(|| "missing".to_owned(), |text| format!("`{text}`"));
+    Err(Problem::new(
+        Code::UnsupportedMediaType,
+        format!("`Content-Type` is {given}: send `application/json`"),
+    ))
+}
+
+/// The value that a JSON text holds, with every unknown field of it.
+///
+/// # Errors
+/// The problem for the client: malformed with line and column, or the first value of a wrong type.
+pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<FieldError>), Problem> {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let parsed = serde_ignored::deserialize(tracked, |path| {
+        let pointer = pointer_of_ignored(&path);
+        let name = pointer.rsplit('/').next().unwrap_or_default();
+        unknown.push(FieldError { detail: format!("there is no field `{name}`"), pointer });
+    });
+    let value = parsed.map_err(|error: serde_json::Error| {
+        if !error.is_data() {
+            return malformed(&error);
+        }
+        let pointer = pointer_of(&track.path());
+        // The position is said by the pointer already.
+        let message = error.to_string();
+        let detail = message.split(" at line ").next().unwrap_or(&message).to_owned();
+        Problem::invalid(vec![FieldError { pointer, detail }])
+    })?;
+    json.end().map_err(|error| malformed(&error))?;
+    Ok((value, unknown))
+}
+
+fn malformed(error: &serde_json::Error) -> Problem {
+    Problem::new(Code::Malformed, format!("the body is not JSON: {error}"))
+}
+
+fn pointer_of(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let segments = path.iter().map(|segment| match segment {
+        Segment::Seq { index } => index.to_string(),
+        Segment::Map { key } => escaped(key),
+        Segment::Enum { variant } => escaped(variant),
+        Segment::Unknown => "?".to_owned(),
+    });
+    segments.map(|segment| format!("/{segment}")).collect()
+}
+
+fn pointer_of_ignored(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}/{index}", pointer_of_ignored(parent)),
+        Path::Map { parent, key } => format!("{}/{}", pointer_of_ignored(parent), escaped(key)),
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => pointer_of_ignored(parent),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its shape is asked for")]
+    struct Shape {
+        number: Option<u32>,
+        inner: Option<BTreeMap<String, Inner>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its shape is asked for")]
+    struct Inner {
+        flag: bool,
+    }
+
+    #[test]
+    fn every_unknown_field_is_named_by_its_pointer() {
+        let text = br#"{"one": 1, "inner": {"a/b": {"flag": true, "two": []}}}"#;
+        let (_, unknown) = parse::<Shape>(text).expect("parsed");
+        let pointers: Vec<_> = unknown.iter().map(|error| error.pointer.as_str()).collect();
+        assert_eq!(pointers, ["/one", "/inner/a~1b/two"]);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_by_its_pointer() {
+        let problem = parse::<Shape>(br#"{"inner": {"x": {"flag": 3}}}"#).expect_err("refused");
+        let text = format!("{problem:?}");
+        assert!(text.contains("/inner/x/flag") && text.contains("expected a boolean"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_json_is_malformed_with_line_and_column() {
+        for text in ["{\"number\": ", "{\n  nope", "", "{} {}"] {
+            let problem = parse::<Shape>(text.as_bytes()).expect_err("refused");
+            let text = format!("{problem:?}");
+            assert!(text.contains("Malformed") && text.contains("line"), "{text}");
+        }
+    }
+}

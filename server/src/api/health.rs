@@ -1,0 +1,45 @@
+//! `/healthz`: the process answers. `/readyz`: it takes jobs.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Api;
+use super::problem::{Code, Problem};
+
+/// That all is well.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Health {
+    /// Always `ok`.
+    status: &'static str,
+}
+
+/// Answers as long as the process does.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "server",
+    responses((status = 200, description = "The process answers", body = Health))
+)]
+pub(super) async fn live() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Answers 200 while the server takes jobs, 503 when it drains or its store does not answer.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "server",
+    responses((status = 200, description = "The server takes jobs", body = Health))
+)]
+pub(super) async fn ready(State(api): State<Api>) -> Result<Json<Health>, Problem> {
+    if api.drain.is_cancelled() {
+        return Err(Problem::new(Code::Draining, "the server is draining"));
+    }
+    api.store.probe().await.map_err(|error| {
+        tracing::error!(%error, "the store does not answer");
+        Problem::new(Code::Unavailable, "the store does not answer")
+    })?;
+    Ok(Json(Health { status: "ok" }))
+}

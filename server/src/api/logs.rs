@@ -1,0 +1,141 @@
+//! `/v1/jobs/{id}/logs`: what a job wrote, while it runs and after.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use futures_core::Stream;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use utoipa::IntoParams;
+
+use super::Api;
+use super::jobs::parse_id;
+use super::problem::{Code, NO_CONTENT, Problem};
+use crate::logs::follow::{self, CHUNK_QUEUE, Extent, Wanted};
+use crate::logs::frame::{Format, Frame, StreamName};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Which part of a log is told.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LogQuery {
+    /// Only what the step of this index wrote.
+    #[param(value_type = Option<u16>)]
+    step: Option<String>,
+    /// Only this stream.
+    #[param(value_type = Option<StreamName>)]
+    stream: Option<String>,
+    /// Only what is after this `seq`. `Last-Event-ID` says the same.
+    #[param(value_type = Option<u64>)]
+    after: Option<String>,
+    /// Whether to stay until the job has finished. Default: true.
+    #[param(value_type = Option<bool>)]
+    follow: Option<String>,
+}
+
+/// Tells what a job wrote: history and live tail are one stream.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/logs",
+    tag = "jobs",
+    params(
+        ("id" = String, Path, description = "Name of the job"),
+        LogQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "As `after`"),
+    ),
+    responses(
+        (status = 200, description = "The log, in the form that `Accept` asks for", content(
+            (String = "text/plain"),
+            (Frame = "application/jsonl"),
+            (Frame = "text/event-stream"),
+        )),
+        (status = 204, description = "Everything up to the end is known already"),
+    )
+)]
+pub(super) async fn get(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = parse_id(&id)?;
+    let format = format(&headers);
+    let after = match (query.after, headers.get(LAST_EVENT_ID)) {
+        (Some(after), _) => number("after", &after)?,
+        (None, Some(after)) => number("Last-Event-ID", after.to_str().unwrap_or_default())?,
+        (None, None) => 0,
+    };
+    let extent = match query.follow.as_deref() {
+        None | Some("true") => Extent::ToTheEnd,
+        Some("false") => Extent::SoFar,
+        Some(other) => return Err(refused("follow", other, "choose `true` or `false`")),
+    };
+    let stream = match query.stream.as_deref() {
+        None => None,
+        Some("stdout") => Some(StreamName::Stdout),
+        Some("stderr") => Some(StreamName::Stderr),
+        Some(other) => return Err(refused("stream", other, "choose `stdout` or `stderr`")),
+    };
+    let step = query.step.map(|step| number("step", &step)).transpose()?;
+    let step = step.map(u16::try_from).transpose();
+    let step =
+        step.map_err(|_large| Problem::new(Code::Invalid, "`step` is not a step's index"))?;
+    let job = api.store.job(id).await?.ok_or_else(|| Problem::no_job(&id.to_string()))?;
+    if job.end.is_some_and(|end| after >= end.last_seq) {
+        return Ok(NO_CONTENT.into_response());
+    }
+    let (chunks, body) = mpsc::channel(CHUNK_QUEUE);
+    let wanted = Wanted { id, after, step, stream, extent, format };
+    api.tracker.spawn(follow::tell(api.log_source(), wanted, chunks));
+    let mut response = Body::from_stream(Chunks(body)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    headers.insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
+    Ok(response)
+}
+
+/// The first of our three forms that the client names; text if it names none.
+fn format(headers: &HeaderMap) -> Format {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    for media in accepted.flat_map(|value| value.split(',')) {
+        match media.split(';').next().map(str::trim) {
+            Some("text/event-stream") => return Format::EventStream,
+            Some("application/jsonl" | "application/x-ndjson") => return Format::JsonLines,
+            Some("text/plain") => return Format::Text,
+            Some(_) | None => {}
+        }
+    }
+    Format::Text
+}
+
+fn number(name: &str, text: &str) -> Result<u64, Problem> {
+    text.parse().map_err(|_not_a_number| refused(name, text, "give a whole number"))
+}
+
+fn refused(name: &str, value: &str, right: &str) -> Problem {
+    Problem::new(Code::Invalid, format!("`{name}` is `{value}`: {right}"))
+}
+
+/// What a follower tells, as a body.
+struct Chunks(mpsc::Receiver<io::Result<Bytes>>);
+
+impl Stream for Chunks {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context)
+    }
+}

@@ -1,0 +1,117 @@
+//! HTTP: one resource a file. Starts no process, knows no SQL; what is not a success is a
+//! [`problem`].
+
+pub mod body;
+mod health;
+mod images;
+mod job_list;
+mod job_view;
+mod jobs;
+mod limits;
+mod logs;
+pub mod openapi;
+mod prefer;
+pub mod problem;
+mod request_id;
+#[cfg(test)]
+mod tests;
+mod version;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Router, middleware};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::config::Config;
+use crate::dispatch::Dispatch;
+use crate::logs::follow::Source;
+use crate::runner::Runner;
+use crate::store::Store;
+use problem::Problem;
+
+/// What the handlers work with. Cloning it is cheap.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// What the operator decided.
+    pub config: Arc<Config>,
+    /// The jobs.
+    pub store: Store,
+    /// Takes jobs in and ends them.
+    pub dispatch: Dispatch,
+    /// Has the images and the logs.
+    pub runner: Arc<Runner>,
+    /// Followers of logs.
+    pub tracker: TaskTracker,
+    /// Cancelled when the server takes no more jobs.
+    pub drain: CancellationToken,
+    /// Cancelled when the server ends.
+    pub stop: CancellationToken,
+}
+
+impl Api {
+    fn log_source(&self) -> Source {
+        Source {
+            store: self.store.clone(),
+            files: self.runner.files.clone(),
+            live: Arc::clone(self.dispatch.live()),
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// All paths, every failure a problem, every request named.
+pub fn router(api: Api) -> Router {
+    let (routes, document) = paths().with_state(api).split_for_parts();
+    let document = openapi::complete(document).to_pretty_json().unwrap_or_default();
+    let document: Arc<str> = document.into();
+    let serve = move || {
+        let document = Arc::clone(&document);
+        async move { ([(CONTENT_TYPE, "application/json")], document.to_string()) }
+    };
+    routes
+        .route("/openapi.json", get(serve))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(request_id::name_request))
+}
+
+/// The OpenAPI document of all paths.
+#[must_use]
+pub fn document() -> OpenApi {
+    openapi::complete(paths().into_openapi())
+}
+
+fn paths() -> OpenApiRouter<Api> {
+    let mut base = openapi::base();
+    let components = base.components.get_or_insert_default();
+    problem::add_schema(components);
+    OpenApiRouter::with_openapi(base)
+        .routes(routes!(jobs::create, job_list::list))
+        .routes(routes!(jobs::get, jobs::delete))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(logs::get))
+        .routes(routes!(images::list))
+        .routes(routes!(images::get))
+        .routes(routes!(limits::get))
+        .routes(routes!(version::get))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands the panic over by value")]
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    tracing::error!(panic = text.as_deref(), "a handler panicked");
+    Problem::internal().into_response()
+}

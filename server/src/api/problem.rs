@@ -1,0 +1,297 @@
+//! Every answer that is not a success: RFC 9457 `application/problem+json`. The only place with
+//! status codes.
+
+use axum::body::Body;
+use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::openapi::Components;
+use utoipa::{PartialSchema as _, ToSchema};
+
+use crate::dispatch::SubmitError;
+use crate::logs::LogError;
+use crate::request::{CheckError, FieldError};
+use crate::store::StoreError;
+
+/// Where the meaning of each code is written down; the code is put after it.
+const TYPE_BASE: &str = "https://lazaret.dev/problems/";
+/// What a client that was turned away for want of room should wait, in seconds.
+const RETRY_AFTER_S: u64 = 1;
+
+/// What went wrong, as a word that never changes its meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The body is not JSON, or a parameter cannot be read.
+    Malformed,
+    /// There is nothing at this path.
+    NotFound,
+    /// The path is there, the method is not.
+    MethodNotAllowed,
+    /// The request did not arrive in time.
+    RequestTimeout,
+    /// The job is not in a state in which this can be done.
+    Conflict,
+    /// The body is larger than it may be.
+    BodyTooLarge,
+    /// The body is not JSON by its own word.
+    UnsupportedMediaType,
+    /// The request was understood, and is not acceptable.
+    Invalid,
+    /// The idempotency key was used for another request.
+    IdempotencyKeyReused,
+    /// We failed.
+    Internal,
+    /// As many jobs wait as may.
+    QueueFull,
+    /// The server is stopping.
+    Draining,
+    /// The server cannot do its work now.
+    Unavailable,
+}
+
+impl Code {
+    const fn slug(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NotFound => "not-found",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::RequestTimeout => "request-timeout",
+            Self::Conflict => "conflict",
+            Self::BodyTooLarge => "body-too-large",
+            Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::Invalid => "invalid",
+            Self::IdempotencyKeyReused => "idempotency-key-reused",
+            Self::Internal => "internal",
+            Self::QueueFull => "queue-full",
+            Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Malformed => "The request cannot be read",
+            Self::NotFound => "There is no such thing",
+            Self::MethodNotAllowed => "This cannot be done here",
+            Self::RequestTimeout => "The request took too long to arrive",
+            Self::Conflict => "The job is not in a state for this",
+            Self::BodyTooLarge => "The body is too large",
+            Self::UnsupportedMediaType => "The body has the wrong media type",
+            Self::Invalid => "The request is not acceptable",
+            Self::IdempotencyKeyReused => "The idempotency key was used for another request",
+            Self::Internal => "The server failed",
+            Self::QueueFull => "The queue is full",
+            Self::Draining => "The server is stopping",
+            Self::Unavailable => "The server cannot do this now",
+        }
+    }
+
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Invalid | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::QueueFull | Self::Draining | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// An answer that is not a success.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    code: Code,
+    detail: String,
+    errors: Vec<FieldError>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// A problem as it is sent.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody {
+    /// A stable URI that names the kind of problem.
+    #[serde(rename = "type")]
+    type_uri: String,
+    /// The kind in words.
+    title: String,
+    /// The status code once more.
+    status: u16,
+    /// What was wrong this time.
+    detail: String,
+    /// The kind as a word for programs.
+    code: String,
+    /// The request, as the server's log names it.
+    request_id: String,
+    /// What is wrong with the body, each thing by itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    errors: Vec<FieldError>,
+}
+
+impl Problem {
+    /// A problem of this kind.
+    #[must_use]
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), errors: Vec::new(), headers: Vec::new() }
+    }
+
+    /// A body that was understood and is not acceptable, with all that is wrong with it.
+    #[must_use]
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = match errors.as_slice() {
+            [one] if one.pointer.is_empty() => one.detail.clone(),
+            [one] => format!("`{}`: {}", one.pointer, one.detail),
+            several => format!("{} things are wrong with the body: see `errors`", several.len()),
+        };
+        Self { errors, ..Self::new(Code::Invalid, detail) }
+    }
+
+    /// There is no job of this name.
+    #[must_use]
+    pub fn no_job(id: &str) -> Self {
+        Self::new(Code::NotFound, format!("there is no job `{id}`"))
+    }
+
+    /// We failed; the log knows why.
+    #[must_use]
+    pub fn internal() -> Self {
+        Self::new(Code::Internal, "the server failed; its log has the reason")
+    }
+
+    fn with_retry_after(mut self) -> Self {
+        self.headers.push((RETRY_AFTER, RETRY_AFTER_S.into()));
+        self
+    }
+
+    /// The problem as a response, once the request's name is known.
+    #[must_use]
+    pub fn into_named_response(self, request_id: &str) -> Response {
+        let status = self.code.status();
+        let body = ProblemBody {
+            type_uri: format!("{TYPE_BASE}{}", self.code.slug()),
+            title: self.code.title().into(),
+            status: status.as_u16(),
+            detail: self.detail,
+            code: self.code.slug().into(),
+            request_id: request_id.into(),
+            errors: self.errors,
+        };
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        let json = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response.headers_mut().extend(self.headers);
+        response
+    }
+
+    /// What a response stands for that was not made by us: a rejection of axum's, its 404 or 405,
+    /// a time-out. `None` for a success.
+    #[must_use]
+    pub fn of_foreign(response: &Response) -> Option<Self> {
+        let code = match response.status() {
+            status if !status.is_client_error() && !status.is_server_error() => return None,
+            StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+            StatusCode::REQUEST_TIMEOUT => Code::RequestTimeout,
+            StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::UnsupportedMediaType,
+            StatusCode::UNPROCESSABLE_ENTITY => Code::Invalid,
+            status if status.is_client_error() => Code::Malformed,
+            _ => Code::Internal,
+        };
+        let mut problem = Self::new(code, code.title().to_lowercase());
+        if let Some(methods) = response.headers().get(ALLOW) {
+            let list = methods.to_str().unwrap_or_default().to_owned();
+            problem.detail = format!("this path takes {list}");
+            problem.headers.push((ALLOW, methods.clone()));
+        }
+        Some(problem)
+    }
+}
+
+impl IntoResponse for Problem {
+    /// The problem without a body: the layer that names requests writes it.
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Closed => {
+                Self::new(Code::Draining, "the server is stopping").with_retry_after()
+            }
+            StoreError::Database(_) | StoreError::Nonsense(_) => {
+                tracing::error!(%error, "the store failed a request");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl From<CheckError> for Problem {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Refused(errors) => Self::invalid(errors),
+            CheckError::Images(error) => error.into(),
+        }
+    }
+}
+
+impl From<lazaret_sandbox::image::Error> for Problem {
+    fn from(error: lazaret_sandbox::image::Error) -> Self {
+        tracing::error!(%error, "the image store failed a request");
+        Self::internal()
+    }
+}
+
+impl From<LogError> for Problem {
+    fn from(error: LogError) -> Self {
+        tracing::error!(%error, "a log could not be read");
+        Self::internal()
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Full => {
+                Self::new(Code::QueueFull, "as many jobs wait as may: send it again later")
+                    .with_retry_after()
+            }
+            SubmitError::Draining => {
+                Self::new(Code::Draining, "the server takes no more jobs").with_retry_after()
+            }
+            SubmitError::KeyReused => Self::new(
+                Code::IdempotencyKeyReused,
+                "`Idempotency-Key` stands for another request: choose a new one",
+            ),
+            SubmitError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// The status of a job that was taken in, or is being cancelled, and has not finished.
+pub const ACCEPTED: StatusCode = StatusCode::ACCEPTED;
+/// The status of what is the same as the client has it.
+pub const NOT_MODIFIED: StatusCode = StatusCode::NOT_MODIFIED;
+/// The status of an answer that has nothing to show.
+pub const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
+
+/// Adds the schema of problems to the document: no handler names it, every operation refers to it.
+pub(super) fn add_schema(components: &mut Components) {
+    let mut schemas = vec![(ProblemBody::name().into_owned(), ProblemBody::schema())];
+    ProblemBody::schemas(&mut schemas);
+    components.schemas.extend(schemas);
+}

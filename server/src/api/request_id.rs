@@ -1,0 +1,38 @@
+//! Names every request, and writes the name into every problem.
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use uuid::Uuid;
+
+use super::problem::Problem;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest name that a client may give.
+const MAX_LENGTH: usize = 128;
+
+/// The outermost layer: echoes the client's `X-Request-Id` or makes one, and turns everything that
+/// is not a success into a problem, whoever made it.
+pub(super) async fn name_request(request: Request, next: Next) -> Response {
+    let id = given_id(request.headers()).unwrap_or_else(|| Uuid::now_v7().to_string());
+    let mut response = next.run(request).await;
+    let problem = match response.extensions_mut().remove::<Problem>() {
+        Some(problem) => Some(problem),
+        None => Problem::of_foreign(&response),
+    };
+    if let Some(problem) = problem {
+        response = problem.into_named_response(&id);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn given_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(&REQUEST_ID)?.to_str().ok()?;
+    let is_fit =
+        !id.is_empty() && id.len() <= MAX_LENGTH && id.bytes().all(|b| b.is_ascii_graphic());
+    is_fit.then(|| id.to_owned())
+}

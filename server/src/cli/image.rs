@@ -1,0 +1,105 @@
+//! `lazaret image`: the images of a data directory.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use jiff::Timestamp;
+use lazaret_sandbox::image::{Bounds, Image, ImageStore};
+
+use super::quantity::parse_bytes;
+use super::{CliError, Form};
+use crate::config;
+
+/// What is done with images.
+#[derive(Debug, Subcommand)]
+pub(super) enum Args {
+    /// Make an image of a root file system.
+    Import {
+        /// A directory, or a tar archive that may be compressed with gzip or zstd.
+        source: PathBuf,
+        /// What jobs call it.
+        name: String,
+        /// Refuse more than this, unpacked.
+        #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+        max_unpacked: Option<u64>,
+        /// Where they are.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List the images.
+    Ls {
+        /// Where they are.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove images.
+    Rm {
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Where they are.
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Where the images are.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// The data directory.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+impl Place {
+    /// Opens the store of images.
+    pub(super) fn open(&self) -> Result<ImageStore, CliError> {
+        Ok(ImageStore::open(&self.directory()?.join("images"))?)
+    }
+
+    /// The data directory.
+    pub(super) fn directory(&self) -> Result<PathBuf, CliError> {
+        match &self.data {
+            Some(directory) => Ok(directory.clone()),
+            None => Ok(config::default_data_dir()?),
+        }
+    }
+}
+
+/// Does it.
+pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
+    match args {
+        Args::Import { source, name, max_unpacked, place } => {
+            let defaults = Bounds::default();
+            let unpacked_bytes = max_unpacked.unwrap_or(defaults.unpacked_bytes);
+            let bounds = Bounds { unpacked_bytes, ..defaults };
+            let image = place.open()?.import_within(source, name, Timestamp::now(), bounds);
+            let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
+            print(&[image.map_err(refused)?], form)?;
+        }
+        Args::Ls { place } => print(&place.open()?.list()?, form)?,
+        Args::Rm { names, place } => {
+            let store = place.open()?;
+            names.iter().try_for_each(|name| store.remove(name))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(images: &[Image], form: Form) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if form == Form::Json {
+        return writeln!(out, "{}", serde_json::to_string_pretty(images)?);
+    }
+    let width = images.iter().map(|image| image.name.as_str().len()).max().unwrap_or(0).max(4);
+    writeln!(out, "{:width$}  {:19}  {:>10}  CREATED", "NAME", "DIGEST", "SIZE")?;
+    for image in images {
+        let digest: String = image.digest.to_string().chars().take(19).collect();
+        let created = image.created_at.map_or_else(|| "built in".into(), |at| at.to_string());
+        let mib = image.size_bytes.div_ceil(1 << 20);
+        writeln!(out, "{:width$}  {digest}  {mib:>6} MiB  {created:.19}", image.name.as_str())?;
+    }
+    Ok(())
+}

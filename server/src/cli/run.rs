@@ -1,0 +1,311 @@
+//! `lazaret run`: one job, here and now, without a server.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, IsTerminal as _, Read, Write};
+use std::num::{NonZeroU32, NonZeroU64};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lazaret_sandbox::image::{Image, ImageStore};
+use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
+use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When};
+use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
+use lazaret_sandbox::{Container, Event, Settings, Zygote};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::image::Place;
+use super::quantity::{parse_bytes, parse_ms, parse_variable};
+use super::{CliError, input, say};
+use crate::config::LimitPolicy;
+
+/// The exit code for a fault of ours.
+const FAULT: u8 = 125;
+/// The exit code when the program ran out of time, as timeout(1) has it.
+const OUT_OF_TIME: u8 = 124;
+/// The exit code when the program was killed for what it used: 128 and SIGKILL.
+const KILLED: u8 = 137;
+/// The exit code when the user interrupted: 128 and SIGINT.
+const INTERRUPTED: u8 = 130;
+/// Where programs start if the image does not say.
+const WORKDIR: &str = "/workspace";
+/// Where containers of all these commands keep their state, and lock their ids with the servers'.
+const RUN_DIR: &str = "/run/lazaret/run";
+const IDS_DIR: &str = "/run/lazaret/ids";
+/// The cgroup below which these containers get theirs.
+const CGROUP_PARENT: &str = "lazaret/run";
+
+/// One job, run here.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The image to run in.
+    #[arg(long, default_value = "host")]
+    image: String,
+    /// Memory of all processes together.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    memory: Option<u64>,
+    /// CPU time of all processes together.
+    #[arg(long, value_name = "TIME", value_parser = parse_ms)]
+    cpu_time: Option<u64>,
+    /// Time until it has to have ended.
+    #[arg(long, value_name = "TIME", value_parser = parse_ms)]
+    wall_time: Option<u64>,
+    /// Processes and threads at one time.
+    #[arg(long)]
+    pids: Option<NonZeroU32>,
+    /// A file to put into the working directory; may be given often.
+    #[arg(short, long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// An environment variable for the program; may be given often.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    env: Vec<(String, String)>,
+    /// Who it runs as: `name|id[:group]`.
+    #[arg(long)]
+    user: Option<String>,
+    /// Give the program what comes on standard input (without it: nothing).
+    #[arg(long)]
+    stdin: bool,
+    #[command(flatten)]
+    place: Place,
+    /// The program and its arguments; the image's own if it is left out.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+/// Runs it, streaming its output. The exit code is the program's.
+pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
+    execute(args).or_else(|error| {
+        say(error);
+        Ok(ExitCode::from(FAULT))
+    })
+}
+
+fn execute(args: &Args) -> Result<ExitCode, CliError> {
+    let zygote = Zygote::start(&Settings {
+        run_dir: RUN_DIR.into(),
+        ids_dir: IDS_DIR.into(),
+        cgroup_parent: CGROUP_PARENT.into(),
+    })
+    .map_err(CliError::refused)?;
+    let store = args.place.open()?;
+    let image = find(&store, &args.image)?;
+    let _hold = store.hold(&image)?;
+    let spec = args.spec(&store, &image)?;
+    let spool = anonymous_file(&args.place.directory()?)?;
+    let signals = signals()?;
+    let id = format!("run-{}", std::process::id());
+    let mut container = zygote.spawn(&id).map_err(CliError::failed)?;
+    container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
+    let outcome = follow(&mut container, &signals, spool)?;
+    container.acknowledge().map_err(CliError::failed)?;
+    report(&outcome)
+}
+
+impl Args {
+    fn spec(&self, store: &ImageStore, image: &Image) -> Result<ContainerSpec, CliError> {
+        let config = &image.config;
+        let command = match self.command.as_slice() {
+            [] => [config.entrypoint.as_slice(), &config.command].concat(),
+            given => given.to_vec(),
+        };
+        if command.is_empty() {
+            return Err(CliError::refused(format!(
+                "image `{}` has no command of its own: give one after `--`",
+                image.name
+            )));
+        }
+        let user = self.user.as_deref().or(config.user.as_deref()).unwrap_or("1000");
+        let mut env: BTreeMap<String, String> = config.env.iter().cloned().collect();
+        env.extend(self.env.iter().cloned());
+        let policy = LimitPolicy::default();
+        let step = StepSpec {
+            name: "run".into(),
+            command,
+            env: env.into_iter().collect(),
+            workdir: None,
+            stdin: if self.stdin { read_stdin()? } else { Vec::new() },
+            limits: self.limits(&policy)?,
+            output_overflow: OutputOverflow::Kill,
+            when: When::Success,
+            allow_failure: false,
+        };
+        Ok(ContainerSpec {
+            label: "lazaret run".into(),
+            rootfs: store.rootfs(image),
+            user: store.resolve_user(image, user)?,
+            workdir: config.workdir.clone().unwrap_or_else(|| WORKDIR.into()),
+            files: self.files.iter().map(|path| input::read(path)).collect::<Result<_, _>>()?,
+            job_wall_ms: step.limits.wall_ms,
+            steps: vec![step],
+            disk_bytes: positive(policy.disk_bytes.default)?,
+        })
+    }
+
+    /// What the flags say, and for the rest what a job gets that names nothing. The user of this
+    /// command has the whole host, so there are no maxima.
+    fn limits(&self, policy: &LimitPolicy) -> Result<Limits, CliError> {
+        let narrow = |value: u64| u32::try_from(value).map_err(CliError::refused);
+        let pids = narrow(policy.pids.default)?;
+        let open_files = narrow(policy.open_files.default)?;
+        let memory_bytes = self.memory.unwrap_or(policy.memory_bytes.default);
+        if memory_bytes < policy.memory_bytes.min {
+            let min = policy.memory_bytes.min;
+            return Err(CliError::refused(format!(
+                "`--memory`: no program runs in less than {min} bytes"
+            )));
+        }
+        Ok(Limits {
+            cpu_ms: positive(self.cpu_time.unwrap_or(policy.cpu_ms.default))?,
+            wall_ms: positive(self.wall_time.unwrap_or(policy.wall_ms.default))?,
+            memory_bytes: positive(memory_bytes)?,
+            pids: self.pids.or(NonZeroU32::new(pids)).ok_or_else(zero)?,
+            cpus: Cpus::ONE,
+            output_bytes: positive(policy.output_bytes.max)?,
+            open_files: NonZeroU32::new(open_files).ok_or_else(zero)?,
+        })
+    }
+}
+
+fn positive(value: u64) -> Result<NonZeroU64, CliError> {
+    NonZeroU64::new(value).ok_or_else(zero)
+}
+
+fn zero() -> CliError {
+    CliError::refused("a limit of 0 is no limit")
+}
+
+fn find(store: &ImageStore, name: &str) -> Result<Image, CliError> {
+    if let Some(image) = store.get(name)? {
+        return Ok(image);
+    }
+    let names: Vec<String> =
+        store.list()?.iter().map(|image| format!("`{}`", image.name)).collect();
+    Err(CliError::refused(format!("there is no image `{name}`, only {}", names.join(", "))))
+}
+
+/// All of standard input, unless a person sits there.
+fn read_stdin() -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut stdin = io::stdin().lock();
+    if !stdin.is_terminal() {
+        stdin.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// A file on the disk of the data directory that goes with its last descriptor.
+fn anonymous_file(directory: &Path) -> Result<File, CliError> {
+    let path = directory.join(format!("run-{}.spool", std::process::id()));
+    let doing = |error: io::Error| CliError::refused(format!("`{}`: {error}", path.display()));
+    let mut options = File::options();
+    let file = options.read(true).write(true).create(true).truncate(true).open(&path);
+    let file = file.map_err(doing)?;
+    fs::remove_file(&path).map_err(doing)?;
+    Ok(file)
+}
+
+/// SIGINT and SIGTERM as a descriptor. Blocked only now: the zygote does not share this.
+fn signals() -> Result<SignalFd, CliError> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGTERM);
+    set.thread_block().map_err(CliError::refused)?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(CliError::refused)
+}
+
+/// Writes output as it comes, until the container is gone. The first signal cancels; should the
+/// reader of the output go, that cancels too.
+fn follow(container: &mut Container, signals: &SignalFd, spool: File) -> Result<Outcome, CliError> {
+    let mut output = SpoolReader::new(FromStart { file: spool, offset: 0 });
+    loop {
+        {
+            let mut fds =
+                [PollFd::new(&*container, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(CliError::refused)?;
+        }
+        if signals.read_signal().map_err(CliError::refused)?.is_some() {
+            container.cancel().map_err(CliError::refused)?;
+        }
+        while let Some(event) = container.try_event().map_err(CliError::refused)? {
+            if !write_output(&mut output)? {
+                container.cancel().map_err(CliError::refused)?;
+            }
+            if let Event::Finished(outcome) = event {
+                return Ok(outcome);
+            }
+        }
+    }
+}
+
+/// Writes what the spool has got. False if nobody reads it any more.
+fn write_output(output: &mut SpoolReader<FromStart>) -> Result<bool, CliError> {
+    while let Some(record) = output.next_record()? {
+        let written = match record.entry {
+            Entry::Output(Stream::Stdout, bytes) => write_now(&mut io::stdout().lock(), &bytes),
+            Entry::Output(Stream::Stderr, bytes) => write_now(&mut io::stderr().lock(), &bytes),
+            Entry::StepStarted(_) | Entry::StepEnded(_) => Ok(()),
+        };
+        match written {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+fn write_now(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)?;
+    stream.flush()
+}
+
+/// Says on stderr what an exit code alone would not.
+fn report(outcome: &Outcome) -> Result<ExitCode, CliError> {
+    let step = outcome.steps.first();
+    let verdict = outcome.verdict;
+    let program = step.map_or(FAULT, exit_code);
+    let code = match verdict {
+        Verdict::Success => return Ok(ExitCode::SUCCESS),
+        Verdict::Failure | Verdict::Signaled | Verdict::DiskLimit => program,
+        Verdict::CpuLimit | Verdict::WallLimit => OUT_OF_TIME,
+        Verdict::MemoryLimit | Verdict::OutputLimit => KILLED,
+        Verdict::Cancelled => INTERRUPTED,
+        Verdict::Skipped | Verdict::Fault => FAULT,
+    };
+    if verdict != Verdict::Failure {
+        let mut line = format!("lazaret: {}", verdict.as_str());
+        if let Some(hit) = step.and_then(|step| step.limit_hit) {
+            line += &format!(": allowed {}, observed {}", hit.allowed, hit.observed);
+        }
+        if let Some(detail) = outcome.detail.as_ref().or(step.and_then(|step| step.detail.as_ref()))
+        {
+            line += &format!(": {detail}");
+        }
+        writeln!(io::stderr(), "{line}")?;
+    }
+    Ok(ExitCode::from(code))
+}
+
+/// The program's exit code, or 128 and the signal that ended it, as shells have it.
+fn exit_code(step: &StepOutcome) -> u8 {
+    let code = step.exit_code.or(step.signal.map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(FAULT)
+}
+
+/// Reads by offset: the shim writes through the same open file.
+struct FromStart {
+    file: File,
+    offset: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.file.read_at(buffer, self.offset)?;
+        self.offset += bytes as u64;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,301 @@
+//! `lazaret serve`: everything is opened in order, served until a signal, and closed in reverse.
+//!
+//! ```text
+//! configuration ─ zygote (before any thread) ─ lock ─ orphans ─ images, logs, store ─ unfinished
+//! jobs ─ socket ─▶ serve ─ SIGTERM ─▶ drain: running jobs end ─▶ connections ─▶ store
+//!                                     └ a second signal, or too long: at once
+//! ```
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazaret_sandbox::error::{Error, Stage};
+use lazaret_sandbox::image::ImageStore;
+use lazaret_sandbox::{Settings, Zygote};
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::CliError;
+use crate::api::{self, Api};
+use crate::config::{Config, Flags, log_filter};
+use crate::dispatch::Dispatch;
+use crate::logs::LogFiles;
+use crate::runner::Runner;
+use crate::scheduler::Scheduler;
+use crate::{clock, listener, store, telemetry};
+
+/// Threads that may block at one time: each starting container and each reading follower is one.
+const MAX_BLOCKING_THREADS: usize = 128;
+/// How long connections may take to end after the last job has.
+const CONNECTION_GRACE: Duration = Duration::from_secs(5);
+
+/// What can be chosen.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Address and port to serve HTTP on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where everything durable is [default: /var/lib/lazaret]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serve an address that others can reach, without asking who they are
+    #[arg(long)]
+    insecure_no_auth: bool,
+}
+
+/// Serves until a signal.
+pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
+    telemetry::start(&log_filter()).map_err(CliError::Refused)?;
+    let config = Config::load(&Flags {
+        listen: args.listen,
+        data_dir: args.data.clone(),
+        config_file: args.config.clone(),
+    });
+    let config = config.map_err(|error| CliError::Refused(error.to_string()))?;
+    if !config.listen.ip().is_loopback() && !args.insecure_no_auth {
+        return Err(CliError::Refused(format!(
+            "`{}` can be reached by others, and no one is asked for a token: listen on 127.0.0.1, \
+             or give `--insecure-no-auth` if something in front of it does the asking",
+            config.listen
+        )));
+    }
+    let opened = open(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Failed(format!("could not start the runtime: {error}")))?;
+    let served = runtime.block_on(serve(opened));
+    // What still blocks belongs to a job that the next start takes up.
+    runtime.shutdown_background();
+    served
+}
+
+/// What is opened before there is a second thread.
+struct Opened {
+    config: Config,
+    runner: Runner,
+    /// Held until the process ends.
+    _lock: File,
+}
+
+fn open(config: Config) -> Result<Opened, CliError> {
+    let settings = Settings {
+        run_dir: config.run_dir.clone(),
+        ids_dir: config.ids_dir.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+    };
+    // Before the lock is taken: who is forked would hold it, too, and longer than this process.
+    let zygote = Zygote::start(&settings).map_err(|error| no_sandbox(&error))?;
+    let lock = lock(&config.data_dir)?;
+    let orphans = lazaret_sandbox::reap_orphans(&settings)
+        .map_err(|error| CliError::Failed(format!("could not clean up after a crash: {error}")))?;
+    for orphan in orphans {
+        tracing::warn!(container = orphan.id, job.id = orphan.label, "cleaned up an orphan");
+    }
+    let images = ImageStore::open(&config.data_dir.join("images"))
+        .map_err(|error| CliError::Failed(format!("could not open the images: {error}")))?;
+    let files = LogFiles::open(&config.data_dir)
+        .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
+    Ok(Opened { config, runner: Runner { zygote, images, files }, _lock: lock })
+}
+
+fn no_sandbox(error: &Error) -> CliError {
+    if !rustix::process::geteuid().is_root() {
+        return CliError::Refused(format!("containers need root: start it with `sudo` ({error})"));
+    }
+    if error.stage == Stage::Cgroup {
+        return CliError::Refused(format!(
+            "containers need cgroups: mount the controllers cpu, memory and pids where this \
+             process can write ({error})"
+        ));
+    }
+    CliError::Refused(format!(
+        "containers cannot be made here: `lazaret doctor` says what is missing ({error})"
+    ))
+}
+
+/// Takes the data directory for this process alone.
+fn lock(data_dir: &Path) -> Result<File, CliError> {
+    let path = data_dir.join("lock");
+    let refused = |error: io::Error| {
+        CliError::Refused(format!(
+            "could not lock `{}`: {error}: name a writable directory with `--data DIR`",
+            path.display()
+        ))
+    };
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let file = file.map_err(refused)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let holder = io::read_to_string(&file).unwrap_or_default();
+            return Err(CliError::Refused(format!(
+                "data directory `{}` is in use by process {}: stop it, or name another with \
+                 `--data DIR`",
+                data_dir.display(),
+                holder.trim()
+            )));
+        }
+        Err(errno) => return Err(refused(errno.into())),
+    }
+    let pid = format!("{}\n", std::process::id());
+    file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0)).map_err(refused)?;
+    Ok(file)
+}
+
+/// The tasks of the server, by when they end.
+struct Tasks {
+    /// Attempts, and requests that must not be torn.
+    jobs: TaskTracker,
+    /// Connections, and followers of logs.
+    connections: TaskTracker,
+    /// The store's own.
+    store: TaskTracker,
+    /// Cancelled: no more jobs.
+    drain: CancellationToken,
+    /// Cancelled: no more anything.
+    stop: CancellationToken,
+}
+
+async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
+    let Opened { config, runner, _lock } = opened;
+    let tasks = Tasks {
+        jobs: TaskTracker::new(),
+        connections: TaskTracker::new(),
+        store: TaskTracker::new(),
+        drain: CancellationToken::new(),
+        stop: CancellationToken::new(),
+    };
+    let mut signals = Signals::catch()?;
+    let (config, runner) = (Arc::new(config), Arc::new(runner));
+    let socket = bind(config.listen).await?;
+    let address = socket.local_addr().map_err(|error| CliError::Failed(error.to_string()))?;
+    let api = start(Arc::clone(&config), runner, &tasks).await?;
+    let router = api::router(api);
+    say_address(address);
+    let serve =
+        listener::serve(socket, router, config.max_connections, &tasks.connections, &tasks.stop);
+    let drained = tokio::select! {
+        () = serve => Drained::Whole,
+        drained = drained(&mut signals, &tasks, config.drain_timeout) => drained,
+    };
+    tasks.stop.cancel();
+    if drained == Drained::CutShort {
+        return Ok(ExitCode::SUCCESS);
+    }
+    for tracker in [&tasks.connections, &tasks.store] {
+        tracker.close();
+        if tokio::time::timeout(CONNECTION_GRACE, tracker.wait()).await.is_err() {
+            tracing::warn!("gave up on what did not end in time");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the store, takes up what is unfinished in it, and has the API ready.
+async fn start(config: Arc<Config>, runner: Arc<Runner>, tasks: &Tasks) -> Result<Api, CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+    let path = config.data_dir.join("lazaret.db");
+    let store = store::open(&path, &tasks.store, &tasks.stop).await;
+    let store = store.map_err(|error| failed(&error))?;
+    let forget = store::forget_old_keys(store.clone(), clock::now, tasks.stop.clone());
+    tasks.store.spawn(forget);
+    let scheduler = Scheduler::new(config.capacity, config.queue_max);
+    let (jobs, drain) = (tasks.jobs.clone(), tasks.drain.clone());
+    let dispatch =
+        Dispatch::new(store.clone(), Arc::clone(&runner), scheduler, jobs, drain.clone());
+    dispatch.recover().await.map_err(|error| failed(&error))?;
+    Ok(Api {
+        config,
+        store,
+        dispatch,
+        runner,
+        tracker: tasks.connections.clone(),
+        drain,
+        stop: tasks.stop.clone(),
+    })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, CliError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let mend = if error.kind() == ErrorKind::AddrInUse {
+            "stop what uses it, or name another with `--listen`"
+        } else {
+            "name an address and port that this process may use with `--listen`"
+        };
+        CliError::Refused(format!("could not listen on `{address}`: {error}: {mend}"))
+    })
+}
+
+/// On stdout, for whoever started this with port 0.
+fn say_address(address: SocketAddr) {
+    tracing::info!(%address, "serving");
+    // Without stdout nobody asked.
+    drop(writeln!(io::stdout(), "listening on http://{address}"));
+}
+
+/// The signals that ask for the end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, CliError> {
+        let catch = |kind| {
+            signal(kind).map_err(|error| CliError::Failed(format!("could not catch: {error}")))
+        };
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drained {
+    /// Nothing runs any more.
+    Whole,
+    /// Something still runs; the next start of the server takes it up.
+    CutShort,
+}
+
+/// Waits for a signal, then for the running jobs, but not beyond a second signal or the time-out.
+async fn drained(signals: &mut Signals, tasks: &Tasks, timeout: Duration) -> Drained {
+    signals.next().await;
+    tracing::info!("draining: running jobs end, queued ones stay");
+    tasks.drain.cancel();
+    tasks.jobs.close();
+    tokio::select! {
+        () = tasks.jobs.wait() => Drained::Whole,
+        () = signals.next() => {
+            tracing::warn!("stopping at once: the next start retries what ran");
+            Drained::CutShort
+        }
+        () = tokio::time::sleep(timeout) => {
+            tracing::warn!("running jobs did not end in time: the next start retries them");
+            Drained::CutShort
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The desk: takes jobs in, starts them when there is room, ends them when that is asked.
+//!
+//! ```text
+//! submit ─▶ scheduler: room now? ─ yes ─▶ store (running) ─▶ attempt
+//!                                 └ no ─▶ store (queued) ─▶ waits ─▶ pump ─▶ claim ─▶ attempt
+//! attempt ended ─▶ store ─▶ wake who waits ─▶ shim may forget ─▶ room is free ─▶ pump
+//! ```
+//!
+//! Everything that must not be torn by a client that leaves runs on the tracker, not in the
+//! client's request.
+
+mod attempt;
+mod recover;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lazaret_sandbox::outcome::Verdict;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::job::{Inputs, JobEnd, JobId, JobSpec, State, seq};
+use crate::live::{Live, LiveJob};
+use crate::runner::{Claimed, Runner};
+use crate::scheduler::{Admission, Scheduler};
+use crate::store::{Effect, Entry, IdempotencyKey, NewJob, Store, StoreError};
+
+/// The desk. Cloning it is cheap.
+#[derive(Debug, Clone)]
+pub struct Dispatch(Arc<Inner>);
+
+/// What the desk works with.
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    runner: Arc<Runner>,
+    live: Arc<Live>,
+    scheduler: Mutex<Scheduler>,
+    /// Attempts, and requests that must not be torn.
+    tracker: TaskTracker,
+    /// Cancelled: take no job, start no job, let the running ones end.
+    drain: CancellationToken,
+}
+
+/// A checked job that asks to be taken in.
+#[derive(Debug)]
+pub struct Submission {
+    /// What it asks for.
+    pub spec: JobSpec,
+    /// What it brings along.
+    pub inputs: Inputs,
+    /// The client's key against sending it twice.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// What became of a submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    /// It is a new job, and durable.
+    New(JobId),
+    /// It was sent before, and is this job.
+    Replayed(JobId),
+}
+
+/// Why a job was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// As many wait as may.
+    #[error("the queue is full")]
+    Full,
+    /// The server is stopping.
+    #[error("the server is draining")]
+    Draining,
+    /// The idempotency key was used for another request.
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What asking for the end of a job did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It ends, or has ended just now.
+    Asked,
+    /// Nothing: it had finished before.
+    AlreadyFinished,
+    /// Nothing: there is no such job.
+    NotFound,
+}
+
+/// What asking to forget a job did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is forgotten.
+    Done,
+    /// Nothing: it is not finished.
+    Unfinished,
+    /// Nothing: there is no such job.
+    NotFound,
+}
+
+impl Dispatch {
+    /// A desk with an empty queue. Its tasks run on `tracker`.
+    #[must_use]
+    pub fn new(
+        store: Store,
+        runner: Arc<Runner>,
+        scheduler: Scheduler,
+        tracker: TaskTracker,
+        drain: CancellationToken,
+    ) -> Self {
+        let live = Arc::new(Live::default());
+        let scheduler = Mutex::new(scheduler);
+        Self(Arc::new(Inner { store, runner, live, scheduler, tracker, drain }))
+    }
+
+    /// The jobs that are not finished.
+    #[must_use]
+    pub fn live(&self) -> &Arc<Live> {
+        &self.0.live
+    }
+
+    /// Whether a job of this size could ever run here.
+    #[must_use]
+    pub fn could_ever_fit(&self, spec: &JobSpec) -> bool {
+        self.0.scheduler().could_ever_fit(spec.demand())
+    }
+
+    /// Takes a job in. When this answers, the job is durable.
+    ///
+    /// # Errors
+    /// As [`SubmitError`]; then there is no job.
+    pub async fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
+        if self.0.drain.is_cancelled() {
+            return Err(SubmitError::Draining);
+        }
+        let inner = Arc::clone(&self.0);
+        let task = self.0.tracker.spawn(async move { inner.submit(submission).await });
+        task.await.map_err(|_panicked| StoreError::Closed)?
+    }
+
+    /// Asks for the end of a job.
+    ///
+    /// # Errors
+    /// If the store fails; then the job goes on.
+    pub async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError> {
+        let inner = Arc::clone(&self.0);
+        let task = self.0.tracker.spawn(async move { inner.cancel(id).await });
+        task.await.map_err(|_panicked| StoreError::Closed)?
+    }
+
+    /// Forgets a finished job and all it wrote.
+    ///
+    /// # Errors
+    /// If the store fails; then the job is still there.
+    pub async fn delete(&self, id: JobId) -> Result<Deleted, StoreError> {
+        if self.0.store.delete(id).await? == Effect::Done {
+            if let Err(error) = self.0.runner.files.remove(id) {
+                tracing::error!(job.id = %id, %error, "could not remove the log of a deleted job");
+            }
+            return Ok(Deleted::Done);
+        }
+        let found = self.0.store.job(id).await?;
+        Ok(if found.is_some() { Deleted::Unfinished } else { Deleted::NotFound })
+    }
+
+    /// Takes up what a predecessor left unfinished. Called once, before anything is served.
+    ///
+    /// # Errors
+    /// If the store or the spools cannot be read.
+    pub async fn recover(&self) -> Result<(), recover::RecoverError> {
+        self.0.recover().await?;
+        self.0.pump();
+        Ok(())
+    }
+}
+
+impl Inner {
+    async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Submitted, SubmitError> {
+        let (id, demand) = (JobId::generate(), submission.spec.demand());
+        let entry = match self.scheduler().admit(id, demand) {
+            Admission::Now => Entry::Claimed,
+            Admission::Later => Entry::Queued,
+            Admission::Full => return Err(SubmitError::Full),
+        };
+        let job = match entry {
+            Entry::Claimed => self.live.enter(id, State::Running, 1),
+            Entry::Queued => self.live.enter(id, State::Queued, 0),
+        };
+        let Submission { spec, inputs, idempotency } = submission;
+        let priority = spec.priority;
+        let created_at = clock::now();
+        let new = NewJob { id, spec, inputs, created_at, entry, idempotency };
+        // The spec of a job that starts at once is at hand; one that waits is read when it starts.
+        let claimed = match entry {
+            Entry::Claimed => Some((new.spec.clone(), new.inputs.clone())),
+            Entry::Queued => None,
+        };
+        let stored = self.store.insert(new).await;
+        if !matches!(stored, Ok(Effect::Done)) {
+            self.turn_away(id, entry);
+        }
+        match stored? {
+            Effect::Done => {}
+            Effect::Replayed(first) => return Ok(Submitted::Replayed(first)),
+            Effect::KeyReused | Effect::WrongState => return Err(SubmitError::KeyReused),
+        }
+        match claimed {
+            Some((spec, inputs)) => self.start(Claimed { id, attempt: 1, spec, inputs }, job),
+            None => {
+                self.scheduler().wait(id, priority, demand);
+                self.pump();
+            }
+        }
+        Ok(Submitted::New(id))
+    }
+
+    /// Takes back what was arranged for a job that the store did not take.
+    fn turn_away(self: &Arc<Self>, id: JobId, entry: Entry) {
+        self.live.discard(id);
+        match entry {
+            Entry::Claimed => {
+                self.scheduler().release(id);
+                self.pump();
+            }
+            Entry::Queued => self.scheduler().abandon(),
+        }
+    }
+
+    async fn cancel(self: &Arc<Self>, id: JobId) -> Result<Cancelled, StoreError> {
+        // A job may move on between two questions, but only forward, or back once: a retry.
+        const MAX_TURNS: usize = 4;
+        for _ in 0..MAX_TURNS {
+            let Some(job) = self.store.job(id).await? else { return Ok(Cancelled::NotFound) };
+            let effect = match job.state {
+                State::Finished => return Ok(Cancelled::AlreadyFinished),
+                State::Queued => self.cancel_queued(id, job.attempt).await?,
+                State::Running => self.cancel_running(id).await?,
+            };
+            if effect == Effect::Done {
+                return Ok(Cancelled::Asked);
+            }
+        }
+        Ok(Cancelled::AlreadyFinished)
+    }
+
+    async fn cancel_queued(
+        self: &Arc<Self>,
+        id: JobId,
+        attempt: u32,
+    ) -> Result<Effect, StoreError> {
+        let end = JobEnd::without_steps(Verdict::Cancelled, None, seq(attempt + 1, 1));
+        let effect = self.store.finish_queued(id, end, clock::now()).await?;
+        if effect == Effect::Done {
+            self.scheduler().withdraw(id);
+            self.live.leave(id, attempt);
+            self.pump();
+        }
+        Ok(effect)
+    }
+
+    async fn cancel_running(&self, id: JobId) -> Result<Effect, StoreError> {
+        // The store first: after a crash in between the job must not be run once more.
+        let effect = self.store.request_cancel(id).await?;
+        if effect == Effect::Done
+            && let Some(job) = self.live.get(id)
+        {
+            job.changed();
+            job.cancel.cancel();
+        }
+        Ok(effect)
+    }
+
+    /// Starts every waiting job that there is room for.
+    fn pump(self: &Arc<Self>) {
+        while !self.drain.is_cancelled() {
+            let Some(id) = self.scheduler().start_next() else { return };
+            let inner = Arc::clone(self);
+            self.tracker.spawn(async move { inner.claim(id).await });
+        }
+    }
+
+    /// Runs an attempt of a job that the store has as running.
+    fn start(self: &Arc<Self>, claimed: Claimed, job: LiveJob) {
+        let inner = Arc::clone(self);
+        self.tracker.spawn(async move { inner.attempt(claimed, job).await });
+    }
+
+    fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
+        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

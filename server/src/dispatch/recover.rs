@@ -1,0 +1,94 @@
+//! What a predecessor left: queued jobs wait again; running ones start once more if that was their
+//! first attempt, and are a fault of ours otherwise. Uses the transitions of every other day.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use lazaret_sandbox::outcome::Verdict;
+
+use super::Inner;
+use crate::clock;
+use crate::job::{JobEnd, MAX_ATTEMPTS, State};
+use crate::logs::harvest::{self, Harvest};
+use crate::store::{Effect, FinishedAttempt, KeptLog, StoreError, Unfinished};
+
+/// Why a predecessor's jobs could not be taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The spools could not be listed.
+    #[error("could not list the spools: {0}")]
+    Spools(#[from] io::Error),
+}
+
+/// What the log says of a job that ended because the server did.
+const DETAIL: &str = "the server ended while the job ran";
+
+impl Inner {
+    pub(super) async fn recover(self: &Arc<Self>) -> Result<(), RecoverError> {
+        let unfinished = self.store.unfinished().await?;
+        let known: HashSet<_> = unfinished.iter().map(|job| job.id).collect();
+        for job in unfinished {
+            let is_queued = match job.state {
+                State::Queued => true,
+                State::Running => self.take_up_running(&job).await?,
+                State::Finished => false,
+            };
+            if is_queued {
+                self.live.enter(job.id, State::Queued, job.attempt);
+                let (priority, demand) = (job.spec.priority, job.spec.demand());
+                self.scheduler().requeue(job.id, priority, demand);
+            }
+        }
+        for (id, attempt) in self.runner.files.spools()? {
+            if known.contains(&id) || self.is_only_copy(id, attempt).await? {
+                continue;
+            }
+            self.runner.files.remove_spool(id, attempt)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the attempt that was interrupted. True if the job waits for another.
+    async fn take_up_running(&self, job: &Unfinished) -> Result<bool, RecoverError> {
+        let (id, attempt) = (job.id, job.attempt);
+        let mut harvest = match harvest::harvest(&self.runner.files, id, attempt) {
+            Ok(harvest) => harvest,
+            Err(error) => {
+                tracing::error!(job.id = %id, %error, "could not keep the log");
+                Harvest::lost()
+            }
+        };
+        let log = harvest.log.clone();
+        let is_retried = attempt < MAX_ATTEMPTS
+            && self.store.retry(id, attempt, log.clone()).await? == Effect::Done;
+        if !is_retried {
+            // Not retried although it was the first attempt: then its end was asked for.
+            let (verdict, detail) = if attempt < MAX_ATTEMPTS {
+                (Verdict::Cancelled, None)
+            } else {
+                (Verdict::Fault, Some(DETAIL.to_owned()))
+            };
+            let last_seq = harvest.last_seq(attempt);
+            let end = JobEnd { verdict, steps: harvest.ended_steps(), detail, last_seq };
+            let now = clock::now();
+            self.store.finish(FinishedAttempt { id, attempt, end, log: log.clone(), now }).await?;
+        }
+        if !matches!(log, KeptLog::Spool) {
+            self.runner.files.remove_spool(id, attempt)?;
+        }
+        tracing::info!(job.id = %id, attempt, is_retried, "took up an interrupted job");
+        Ok(is_retried)
+    }
+
+    /// Whether a spool is all there is of the log of a finished job.
+    async fn is_only_copy(&self, id: crate::job::JobId, attempt: u32) -> Result<bool, StoreError> {
+        if self.store.job(id).await?.is_none() || self.store.log(id, attempt).await?.is_some() {
+            return Ok(false);
+        }
+        Ok(!self.runner.files.is_kept(id, attempt))
+    }
+}

@@ -1,0 +1,97 @@
+//! What memory knows of the jobs that are not finished: who waits for them, and how to stop them.
+//! Never the truth: the store and the spool are. This only wakes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{JobId, State};
+
+/// Where an unfinished job is, as far as waking needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Its state, never ahead of the store.
+    pub state: State,
+    /// Its attempt, never ahead of the store.
+    pub attempt: u32,
+    /// Rises with every change that the store has.
+    pub changes: u32,
+}
+
+/// A job that is not finished.
+#[derive(Debug, Clone)]
+pub struct LiveJob {
+    progress: Arc<watch::Sender<Progress>>,
+    /// Cancelled when the client wants the job to end.
+    pub cancel: CancellationToken,
+}
+
+impl LiveJob {
+    /// Tells that the store now has the job in this state.
+    pub fn moved(&self, state: State, attempt: u32) {
+        self.progress.send_modify(|progress| {
+            let changes = progress.changes.wrapping_add(1);
+            *progress = Progress { state, attempt, changes };
+        });
+    }
+
+    /// Tells that the store has a newer version of the job, in the same state.
+    pub fn changed(&self) {
+        self.progress.send_modify(|progress| progress.changes = progress.changes.wrapping_add(1));
+    }
+
+    /// Tells that the spool has grown.
+    pub fn grew(&self) {
+        self.progress.send_modify(|_same| {});
+    }
+
+    /// Wakes whenever one of these is told.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+}
+
+/// All unfinished jobs.
+#[derive(Debug, Default)]
+pub struct Live {
+    jobs: Mutex<HashMap<JobId, LiveJob>>,
+}
+
+impl Live {
+    /// Makes a job known, before the store has it: so nobody who finds it there can miss a wake.
+    pub fn enter(&self, id: JobId, state: State, attempt: u32) -> LiveJob {
+        let progress = Progress { state, attempt, changes: 0 };
+        let job = LiveJob {
+            progress: Arc::new(watch::Sender::new(progress)),
+            cancel: CancellationToken::new(),
+        };
+        self.lock().insert(id, job.clone());
+        job
+    }
+
+    /// The job, unless it is finished.
+    #[must_use]
+    pub fn get(&self, id: JobId) -> Option<LiveJob> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// Forgets a job, after the store has it finished. Whoever waits is woken.
+    pub fn leave(&self, id: JobId, attempt: u32) {
+        let left = self.lock().remove(&id);
+        if let Some(job) = left {
+            job.moved(State::Finished, attempt);
+        }
+    }
+
+    /// Forgets a job that was never stored.
+    pub fn discard(&self, id: JobId) {
+        self.lock().remove(&id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, LiveJob>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

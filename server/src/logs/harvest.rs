@@ -1,0 +1,199 @@
+//! Reading the spool of an ended attempt once: the start of each stream for the job's row, and the
+//! whole for whoever asks for the log later.
+
+use std::fs::File;
+use std::io::{self, Read, Seek as _};
+
+use lazaret_sandbox::outcome::StepOutcome;
+use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
+
+use super::{LogFiles, open_if_there};
+use crate::job::{JobId, OutputHead, StepEnd, seq};
+use crate::store::KeptLog;
+
+/// Bytes of each stream of each step that are shown in the job.
+pub const HEAD_BYTES: usize = 64 << 10;
+/// The largest spool that is kept as a row of the store.
+const MAX_ROW_BYTES: u64 = 64 << 10;
+
+/// What the spool of an ended attempt held.
+#[derive(Debug)]
+pub struct Harvest {
+    /// The start of stdout and stderr, by step.
+    heads: Vec<[Head; 2]>,
+    /// The steps that the spool says have ended.
+    ended: Vec<(u16, StepOutcome)>,
+    /// How many records there were.
+    records: u32,
+    /// Where the whole is kept.
+    pub log: KeptLog,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Head {
+    bytes: Vec<u8>,
+    is_truncated: bool,
+}
+
+impl Harvest {
+    /// A harvest of nothing.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self { heads: Vec::new(), ended: Vec::new(), records: 0, log: KeptLog::Nothing }
+    }
+
+    /// What is known of a spool that could not be read, or not be kept anywhere else.
+    #[must_use]
+    pub const fn lost() -> Self {
+        Self { heads: Vec::new(), ended: Vec::new(), records: u32::MAX - 1, log: KeptLog::Spool }
+    }
+
+    /// The number of the event that ends the log after this attempt.
+    #[must_use]
+    pub const fn last_seq(&self, attempt: u32) -> u64 {
+        seq(attempt, self.records + 1)
+    }
+
+    /// The outcomes of the steps with what they wrote.
+    #[must_use]
+    pub fn steps(&mut self, outcomes: Vec<StepOutcome>) -> Vec<StepEnd> {
+        let mut heads = std::mem::take(&mut self.heads).into_iter();
+        let step = |outcome| {
+            let [stdout, stderr] = heads.next().unwrap_or_default();
+            StepEnd { outcome, stdout: stdout.into_output(), stderr: stderr.into_output() }
+        };
+        outcomes.into_iter().map(step).collect()
+    }
+
+    /// The outcomes of the steps that had ended, where no one tells of the whole.
+    #[must_use]
+    pub fn ended_steps(&mut self) -> Vec<StepEnd> {
+        let ended = std::mem::take(&mut self.ended);
+        self.steps(ended.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    fn add(&mut self, step: u16, stream: Stream, bytes: &[u8]) {
+        let index = usize::from(step);
+        if self.heads.len() <= index {
+            self.heads.resize_with(index + 1, Default::default);
+        }
+        let [stdout, stderr] = &mut self.heads[index];
+        match stream {
+            Stream::Stdout => stdout.add(bytes),
+            Stream::Stderr => stderr.add(bytes),
+        }
+    }
+}
+
+impl Head {
+    fn add(&mut self, bytes: &[u8]) {
+        let room = HEAD_BYTES - self.bytes.len();
+        self.bytes.extend_from_slice(&bytes[..room.min(bytes.len())]);
+        self.is_truncated |= bytes.len() > room;
+    }
+
+    fn into_output(self) -> OutputHead {
+        let bytes = if self.is_truncated { whole_characters(&self.bytes) } else { &self.bytes };
+        OutputHead {
+            text: String::from_utf8_lossy(bytes).into_owned(),
+            is_truncated: self.is_truncated,
+        }
+    }
+}
+
+/// The bytes without a character that was cut in two at their end.
+fn whole_characters(bytes: &[u8]) -> &[u8] {
+    const MAX_CHARACTER_BYTES: usize = 4;
+    let near_end = bytes.len().saturating_sub(MAX_CHARACTER_BYTES - 1);
+    for start in (near_end..bytes.len()).rev() {
+        if let Err(error) = std::str::from_utf8(&bytes[start..])
+            && error.valid_up_to() == 0
+            && error.error_len().is_none()
+        {
+            return &bytes[..start];
+        }
+    }
+    bytes
+}
+
+/// Reads the spool of an ended attempt, and keeps it where it belongs from now on. The spool
+/// itself stays until what is kept is known to be durable.
+///
+/// # Errors
+/// If the spool cannot be read or the log not be written.
+pub fn harvest(files: &LogFiles, id: JobId, attempt: u32) -> io::Result<Harvest> {
+    let Some(mut spool) = open_if_there(&files.spool_path(id, attempt))? else {
+        return Ok(Harvest::empty());
+    };
+    let mut harvest = read(&spool)?;
+    spool.rewind()?;
+    let spool_bytes = spool.metadata()?.len();
+    harvest.log = if spool_bytes == 0 {
+        KeptLog::Nothing
+    } else if spool_bytes <= MAX_ROW_BYTES {
+        let mut content = Vec::new();
+        spool.read_to_end(&mut content)?;
+        KeptLog::Row(content)
+    } else {
+        keep_file(files, id, attempt, spool)?;
+        KeptLog::File
+    };
+    Ok(harvest)
+}
+
+fn read(spool: &File) -> io::Result<Harvest> {
+    let mut harvest = Harvest::empty();
+    let mut reader = SpoolReader::new(spool);
+    while let Some(record) = reader.next_record()? {
+        harvest.records = record.number;
+        match record.entry {
+            Entry::Output(stream, bytes) => harvest.add(record.step, stream, &bytes),
+            Entry::StepStarted(_) => {}
+            Entry::StepEnded(outcome) => harvest.ended.push((record.step, outcome)),
+        }
+    }
+    Ok(harvest)
+}
+
+/// Compresses the spool to a file that is whole and synced before it has its name.
+fn keep_file(files: &LogFiles, id: JobId, attempt: u32, mut spool: File) -> io::Result<()> {
+    let path = files.kept_path(id, attempt);
+    let unfinished = path.with_extension("tmp");
+    let mut encoder = zstd::Encoder::new(File::create(&unfinished)?, 0)?;
+    io::copy(&mut spool, &mut encoder)?;
+    encoder.finish()?.sync_all()?;
+    std::fs::rename(&unfinished, &path)?;
+    File::open(&files.kept)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_ends_with_a_whole_character() {
+        assert_eq!(whole_characters("aé".as_bytes()), "aé".as_bytes());
+        assert_eq!(whole_characters(&"aé".as_bytes()[..2]), b"a");
+        assert_eq!(whole_characters(&"a😀".as_bytes()[..4]), b"a");
+        assert_eq!(whole_characters(b"a\xff"), b"a\xff", "not cut, just not UTF-8");
+        assert_eq!(whole_characters(b""), b"");
+    }
+
+    #[test]
+    fn a_head_says_when_there_was_more() {
+        let mut head = Head::default();
+        head.add(&[b'x'; HEAD_BYTES]);
+        assert!(!head.is_truncated);
+        head.add(b"y");
+        let output = head.into_output();
+        assert!(output.is_truncated);
+        assert_eq!(output.text.len(), HEAD_BYTES);
+    }
+
+    #[test]
+    fn what_is_not_text_is_shown_as_replacement_characters() {
+        let mut head = Head::default();
+        head.add(b"a\xffb");
+        assert_eq!(head.into_output().text, "a\u{fffd}b");
+    }
+}

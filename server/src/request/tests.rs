@@ -1,0 +1,1 @@
+//! The request checks: every bad input, both sides of every bound.

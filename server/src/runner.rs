@@ -1,0 +1,206 @@
+//! One attempt of a job, from claim to outcome: the only caller of the sandbox.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazaret_sandbox::image::{Hold, ImageStore};
+use lazaret_sandbox::outcome::{Outcome, Verdict};
+use lazaret_sandbox::{Container, Event, Zygote};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::job::{Inputs, JobEnd, JobId, JobSpec};
+use crate::live::LiveJob;
+use crate::logs::LogFiles;
+use crate::logs::harvest::{self, Harvest};
+use crate::store::KeptLog;
+
+/// How much longer than its own limit a container may take before its shim is given up.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// What attempts are run with.
+#[derive(Debug)]
+pub struct Runner {
+    /// Makes containers.
+    pub zygote: Zygote,
+    /// What containers are made of.
+    pub images: ImageStore,
+    /// Where they write.
+    pub files: LogFiles,
+}
+
+/// A job that was claimed for an attempt.
+#[derive(Debug)]
+pub struct Claimed {
+    /// Its name.
+    pub id: JobId,
+    /// The number of this attempt.
+    pub attempt: u32,
+    /// What is run.
+    pub spec: JobSpec,
+    /// What it brings along.
+    pub inputs: Inputs,
+}
+
+/// An attempt that has ended, and is not stored yet.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub end: JobEnd,
+    /// What it wrote.
+    pub log: KeptLog,
+    /// What waits to hear that this is stored; none if it never lived or died early.
+    pub container: Option<Running>,
+}
+
+/// A container that runs, with the layers it stands on.
+#[derive(Debug)]
+pub struct Running {
+    container: Container,
+    /// A second descriptor of the container's socket, by which tokio tells when to look: what is
+    /// read is read by the container.
+    wake: UnixStream,
+    _hold: Hold,
+}
+
+impl Running {
+    fn new(container: Container, hold: Hold) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(container.as_fd().try_clone_to_owned()?);
+        socket.set_nonblocking(true)?;
+        Ok(Self { container, wake: UnixStream::from_std(socket)?, _hold: hold })
+    }
+
+    /// Says that the outcome is stored.
+    ///
+    /// # Errors
+    /// If the shim is gone.
+    pub fn acknowledge(self) -> lazaret_sandbox::error::Result<()> {
+        self.container.acknowledge()
+    }
+
+    /// What the container tells next. Nothing is lost if this is dropped halfway.
+    async fn next_event(&mut self) -> Result<Event, Fault> {
+        loop {
+            self.wake.readable().await?;
+            let told = self.wake.try_io(Interest::READABLE, || match self.container.try_event() {
+                Ok(Some(event)) => Ok(Ok(event)),
+                Ok(None) => Err(ErrorKind::WouldBlock.into()),
+                Err(error) => Ok(Err(error)),
+            });
+            match told {
+                Ok(told) => return Ok(told?),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Why there is no outcome.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Sandbox(#[from] lazaret_sandbox::error::Error),
+    #[error(transparent)]
+    Image(#[from] lazaret_sandbox::image::Error),
+    #[error("the image `{0}` was removed before the job started")]
+    ImageGone(String),
+    #[error("could not make the spool: {0}")]
+    Spool(#[source] io::Error),
+    #[error("could not wait for the container: {0}")]
+    Wait(#[from] io::Error),
+    #[error("the container did not end in time")]
+    Late,
+}
+
+/// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault.
+pub async fn run(runner: &Arc<Runner>, claimed: Claimed, job: &LiveJob) -> Ended {
+    let (id, attempt) = (claimed.id, claimed.attempt);
+    let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + GRACE;
+    let (outcome, container) = match start(runner, claimed).await {
+        Ok(mut running) => match tokio::time::timeout(bound, watch(&mut running, job)).await {
+            Ok(Ok(outcome)) => (Ok(outcome), Some(running)),
+            Ok(Err(fault)) => (Err(fault), None),
+            Err(_elapsed) => (Err(Fault::Late), None),
+        },
+        Err(fault) => (Err(fault), None),
+    };
+    let mut harvest = reap_spool(runner, id, attempt).await;
+    let end = match outcome {
+        Ok(outcome) => JobEnd {
+            verdict: outcome.verdict,
+            steps: harvest.steps(outcome.steps),
+            detail: outcome.detail,
+            last_seq: harvest.last_seq(attempt),
+        },
+        Err(fault) => {
+            tracing::error!(job.id = %id, attempt, error = %fault, "an attempt failed");
+            JobEnd {
+                verdict: Verdict::Fault,
+                steps: harvest.ended_steps(),
+                detail: Some(fault.to_string()),
+                last_seq: harvest.last_seq(attempt),
+            }
+        }
+    };
+    Ended { end, log: harvest.log, container }
+}
+
+/// Starts the container. Off the async threads: the zygote forks, and files are handed over.
+async fn start(runner: &Arc<Runner>, claimed: Claimed) -> Result<Running, Fault> {
+    let runner = Arc::clone(runner);
+    let start = move || start_blocking(&runner, claimed);
+    let (container, hold) =
+        tokio::task::spawn_blocking(start).await.map_err(io::Error::other)??;
+    Ok(Running::new(container, hold)?)
+}
+
+fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<(Container, Hold), Fault> {
+    let Claimed { id, attempt, spec, inputs } = claimed;
+    let spool: File = runner.files.create_spool(id, attempt).map_err(Fault::Spool)?;
+    let image = match runner.images.get(&spec.image.name)? {
+        Some(image) if image.digest.to_string() == spec.image.digest => image,
+        Some(_) | None => return Err(Fault::ImageGone(spec.image.name)),
+    };
+    let hold = runner.images.hold(&image)?;
+    let mut container = runner.zygote.spawn(&format!("{id}-{attempt}"))?;
+    let asked = spec.container(id.to_string(), runner.images.rootfs(&image), inputs);
+    container.start(asked, spool.as_fd())?;
+    Ok((container, hold))
+}
+
+/// Passes on what the container tells until it tells its outcome, and the wish for its end.
+async fn watch(running: &mut Running, job: &LiveJob) -> Result<Outcome, Fault> {
+    let mut is_cancelled = false;
+    loop {
+        tokio::select! {
+            event = running.next_event() => match event? {
+                Event::Finished(outcome) => return Ok(outcome),
+                Event::Output { .. } | Event::StepStarted { .. } | Event::StepEnded { .. } => {
+                    job.grew();
+                }
+            },
+            () = job.cancel.cancelled(), if !is_cancelled => {
+                running.container.cancel()?;
+                is_cancelled = true;
+            }
+        }
+    }
+}
+
+/// Reads what the attempt wrote. If that fails the verdict still counts, and the spool stays
+/// where it is and is read as it is.
+async fn reap_spool(runner: &Arc<Runner>, id: JobId, attempt: u32) -> Harvest {
+    let files = runner.files.clone();
+    let harvest = move || harvest::harvest(&files, id, attempt);
+    match tokio::task::spawn_blocking(harvest).await.map_err(io::Error::other).flatten() {
+        Ok(harvest) => harvest,
+        Err(error) => {
+            tracing::error!(job.id = %id, attempt, %error, "could not keep the log");
+            Harvest::lost()
+        }
+    }
+}
