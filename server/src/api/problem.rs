@@ -207,9 +207,10 @@ impl Problem {
             status if status.is_client_error() => Code::Malformed,
             _ => Code::Internal,
         };
-        let detail = match code {
-            Code::NotFound => "nothing is served at this path".to_owned(),
-            _ => code.title().to_lowercase(),
+        let detail = if code == Code::NotFound {
+            "nothing is served at this path".to_owned()
+        } else {
+            code.title().to_lowercase()
         };
         let mut problem = Self::new(code, detail);
         if let Some(methods) = response.headers().get(ALLOW) {

@@ -17,7 +17,7 @@ use crate::job::seq;
 use crate::job::spec::sample;
 use crate::job::{Inputs, JobEnd, State};
 use crate::live::{Live, LiveJob};
-use crate::store::{Entry, FinishedAttempt, KeptLog, NewJob};
+use crate::store::{Entry, FinishedAttempt, NewJob};
 
 /// A job that runs, and everything a follower needs.
 struct Stage {
