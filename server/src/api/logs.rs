@@ -130,7 +130,7 @@ fn refused(name: &str, value: &str, right: &str) -> Problem {
 }
 
 /// What a follower tells, as a body.
-struct Chunks(mpsc::Receiver<io::Result<Bytes>>);
+pub(super) struct Chunks(pub(super) mpsc::Receiver<io::Result<Bytes>>);
 
 impl Stream for Chunks {
     type Item = io::Result<Bytes>;

@@ -77,8 +77,14 @@ pub fn router(api: Api) -> Router {
         let document = Arc::clone(&document);
         async move { ([(CONTENT_TYPE, "application/json")], document.to_string()) }
     };
-    routes
-        .route("/openapi.json", get(serve))
+    closed(routes.route("/openapi.json", get(serve)))
+}
+
+/// The routes with every failure a problem. A router around the router: what axum itself answers,
+/// a 405 with its `Allow`, is complete only outside of it.
+fn closed(routes: Router) -> Router {
+    Router::new()
+        .fallback_service(routes)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(request_id::name_request))
 }

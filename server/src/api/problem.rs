@@ -207,7 +207,12 @@ impl Problem {
             status if status.is_client_error() => Code::Malformed,
             _ => Code::Internal,
         };
-        let mut problem = Self::new(code, code.title().to_lowercase());
+        let detail = if code == Code::NotFound {
+            "nothing is served at this path".to_owned()
+        } else {
+            code.title().to_lowercase()
+        };
+        let mut problem = Self::new(code, detail);
         if let Some(methods) = response.headers().get(ALLOW) {
             let list = methods.to_str().unwrap_or_default().to_owned();
             problem.detail = format!("this path takes {list}");

@@ -43,7 +43,7 @@ fn cgroup_limit_bytes(line: &str) -> Option<u64> {
     } else {
         return None;
     };
-    // "max" in v2 and a number beyond all memory in v1 both mean no limit; neither lowers a minimum.
+    // No limit is "max" in v2 and a number beyond all memory in v1: neither lowers a minimum.
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 

@@ -94,7 +94,7 @@ impl Inner {
             match self.store.finish(finished.clone()).await {
                 Ok(Effect::Done) => return,
                 Ok(Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) => {
-                    tracing::error!(job.id = %finished.id, "a verdict came for a job that was not running");
+                    tracing::error!(job.id = %finished.id, "a verdict for a job that does not run");
                     return;
                 }
                 Err(StoreError::Closed) => return,

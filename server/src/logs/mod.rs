@@ -12,6 +12,8 @@
 pub mod follow;
 pub mod frame;
 pub mod harvest;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind, Read};
