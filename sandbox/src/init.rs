@@ -168,7 +168,9 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
         return Err(io::Error::other("the first order was not to become a container"))
             .at(Stage::Init);
     };
-    let workdir = become_container(&container, inherited, storage, proc)?;
+    let workdir = become_container(&container, inherited, &storage, &proc)?;
+    // The shim's descriptor is the last: what keeps the storage is not to be within reach of a step.
+    drop((storage, proc));
     shim.send(&Report::Done, &[]).at(Stage::Init)?;
     Init::new(container.user, workdir)?.serve(shim, inherited.filters)
 }
@@ -195,12 +197,12 @@ fn enter(birth: &Birth) -> Result<()> {
 fn become_container(
     container: &Container,
     inherited: &Inherited<'_>,
-    storage: Storage,
-    proc: Proc,
+    storage: &Storage,
+    proc: &Proc,
 ) -> Result<OwnedFd> {
     let Inherited { slot, user_namespace, .. } = *inherited;
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
-    storage.become_root(&container.rootfs, slot, user_namespace, &proc).at(Stage::Rootfs)?;
+    storage.become_root(&container.rootfs, slot, user_namespace, proc).at(Stage::Rootfs)?;
     // Still as the host's root: the directory may be the host image's, whose owner has no id inside.
     let owner = |inner| slot.host_id(inner);
     let user = &container.user;
@@ -317,7 +319,6 @@ impl Init {
 }
 
 /// The next order if it has arrived; the inner `None` says that the shim has closed its end.
-#[expect(clippy::type_complexity, reason = "read in one place, right above")]
 fn receive(shim: &mut Channel) -> Result<Option<(Option<Order>, Vec<OwnedFd>)>> {
     match shim.try_recv() {
         Ok(Some((order, fds))) => Ok(Some((Some(order), fds))),

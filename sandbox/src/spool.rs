@@ -162,7 +162,7 @@ impl<R: Read> SpoolReader<R> {
             2 => Entry::Output(Stream::Stderr, payload.to_vec()),
             3 => Entry::StepStarted(String::from_utf8_lossy(payload).into_owned()),
             4 => Entry::StepEnded(wire::decode(payload)?),
-            kind => return Err(invalid(format!("record kind {kind}"))),
+            kind => return Err(invalid(&format!("record kind {kind}"))),
         };
         self.start += end;
         self.number += 1;
@@ -193,17 +193,17 @@ impl<R: Read> SpoolReader<R> {
 /// Length, kind, step and time of the record that starts here.
 fn parse_header(bytes: &[u8]) -> io::Result<(usize, u8, u16, u64)> {
     let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
-        return Err(invalid("a header cut short".into()));
+        return Err(invalid("a header cut short"));
     };
     let [l0, l1, l2, l3, kind, _, s0, s1, t_ms @ ..] = *header;
     let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
     if length > MAX_PAYLOAD_BYTES {
-        return Err(invalid(format!("a record of {length} bytes")));
+        return Err(invalid(&format!("a record of {length} bytes")));
     }
     Ok((length, kind, u16::from_le_bytes([s0, s1]), u64::from_le_bytes(t_ms)))
 }
 
-fn invalid(what: String) -> io::Error {
+fn invalid(what: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("not a spool: {what}"))
 }
 

@@ -9,7 +9,7 @@
 //! the counters and starts the clock, so that nothing to the left of it is charged to the program.
 
 use std::ffi::CString;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::chdir;
@@ -140,30 +140,32 @@ impl Program {
 
     /// Waits at the gate and becomes the program; returns only if that failed, and why.
     fn run(&self, gate: &mut Channel) -> GateReport {
-        let number = |error: &io::Error| error.raw_os_error().unwrap_or(libc::EIO);
         if let Err(error) = chdir(self.workdir.as_c_str()) {
             return GateReport::NoWorkdir(error.raw_os_error());
         }
         match wait_at(gate) {
-            Ok(()) => GateReport::NotExecuted(number(&self.exec())),
+            Ok(()) => GateReport::NotExecuted(self.exec()),
             Err(error) => GateReport::NotExecuted(number(&error)),
         }
     }
 
     /// As execvp(3) does it: the next place is tried where there is no such file, and a file that
-    /// may not be executed is reported only if no other is found.
-    fn exec(&self) -> io::Error {
-        let mut refused = None;
+    /// may not be executed is reported only if no other is found. Answers with the error number.
+    fn exec(&self) -> i32 {
+        let mut refused = libc::ENOENT;
         for path in &self.paths {
-            let error = sys::exec(path, &self.argv, &self.envp);
-            match error.kind() {
-                ErrorKind::NotFound | ErrorKind::NotADirectory => {}
-                ErrorKind::PermissionDenied => refused = Some(error),
-                _ => return error,
+            match number(&sys::exec(path, &self.argv, &self.envp)) {
+                libc::ENOENT | libc::ENOTDIR => {}
+                libc::EACCES => refused = libc::EACCES,
+                error => return error,
             }
         }
-        refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+        refused
     }
+}
+
+fn number(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 /// The descriptors in the order that [`Stdio`] expects them.

@@ -214,12 +214,15 @@ fn open(directory: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<Owne
         .context(|| format!("could not open `{name}`"))
 }
 
-fn write(directory: BorrowedFd<'_>, name: &str, value: impl ToString) -> io::Result<()> {
+fn write(directory: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
     let file = open(directory, name, OFlags::WRONLY)?;
-    let value = value.to_string();
     rustix::io::write(&file, value.as_bytes())
         .context(|| format!("could not write `{value}` to `{name}`"))?;
     Ok(())
+}
+
+fn write_number(directory: BorrowedFd<'_>, name: &str, number: u64) -> io::Result<()> {
+    write(directory, name, &number.to_string())
 }
 
 /// Reads a control file from its start; none of those read here is longer.

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{
     CPU_PERIOD_US, Counters, cpu_quota_us, field, open, pids_max, read, read_number, remove,
-    without_init, write,
+    without_init, write, write_number,
 };
 use crate::error::Context;
 use crate::spec::Limits;
@@ -101,7 +101,7 @@ impl Parent {
         let cpuacct = open_directory(self.cpuacct.as_fd(), id.as_ref())?;
         let cpu = open_directory(self.cpu.as_fd(), id.as_ref())?;
         // Before the first socket, or it is not counted at all.
-        write(memory.as_fd(), "memory.kmem.tcp.limit_in_bytes", MAX_TCP_BYTES)?;
+        write_number(memory.as_fd(), "memory.kmem.tcp.limit_in_bytes", MAX_TCP_BYTES)?;
         let oom_control = open(memory.as_fd(), "memory.oom_control", OFlags::RDONLY)?;
         let oom_notice = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         register_oom_notice(memory.as_fd(), &oom_notice, &oom_control)?;
@@ -135,7 +135,7 @@ fn register_oom_notice(
 ) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let registration = format!("{} {}", notice.as_raw_fd(), oom_control.as_raw_fd());
-    write(memory, "cgroup.event_control", registration)
+    write(memory, "cgroup.event_control", &registration)
 }
 
 fn open_directory(parent: BorrowedFd<'_>, path: &std::path::Path) -> io::Result<OwnedFd> {
@@ -172,26 +172,26 @@ impl Leaf {
 
     pub(super) fn bound_memory_and_pids(&self, limits: &Limits) -> io::Result<()> {
         self.set_memory(limits.memory_bytes.get())?;
-        write(self.pids.as_fd(), "pids.max", pids_max(limits))
+        write_number(self.pids.as_fd(), "pids.max", pids_max(limits))
     }
 
     pub(super) fn bound_cpu(&self, limits: &Limits) -> io::Result<()> {
         let quota = cpu_quota_us(limits);
-        write(self.cpu.as_fd(), "cpu.cfs_period_us", CPU_PERIOD_US)?;
-        write(self.cpu.as_fd(), "cpu.cfs_quota_us", quota)?;
+        write_number(self.cpu.as_fd(), "cpu.cfs_period_us", CPU_PERIOD_US)?;
+        write_number(self.cpu.as_fd(), "cpu.cfs_quota_us", quota)?;
         let shares = CPU_SHARES * quota / CPU_PERIOD_US;
-        write(self.cpu.as_fd(), "cpu.shares", shares.max(2))
+        write_number(self.cpu.as_fd(), "cpu.shares", shares.max(2))
     }
 
     /// Memory alone and memory with swap get the same bound, so that there is no swap. The second
     /// may never be below the first, which decides the order of the two writes.
     fn set_memory(&self, bytes: u64) -> io::Result<()> {
         let memory = self.memory.as_fd();
-        if write(memory, "memory.limit_in_bytes", bytes).is_ok() {
-            return write(memory, "memory.memsw.limit_in_bytes", bytes);
+        if write_number(memory, "memory.limit_in_bytes", bytes).is_ok() {
+            return write_number(memory, "memory.memsw.limit_in_bytes", bytes);
         }
-        write(memory, "memory.memsw.limit_in_bytes", bytes)?;
-        write(memory, "memory.limit_in_bytes", bytes)
+        write_number(memory, "memory.memsw.limit_in_bytes", bytes)?;
+        write_number(memory, "memory.limit_in_bytes", bytes)
     }
 
     pub(super) fn reset_peak(&self) -> io::Result<()> {

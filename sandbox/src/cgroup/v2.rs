@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{
     CPU_PERIOD_US, Counters, cpu_quota_us, field, open, pids_max, read, read_number, remove,
-    without_init, write,
+    without_init, write, write_number,
 };
 use crate::error::Context;
 use crate::spec::Limits;
@@ -37,7 +37,7 @@ impl Parent {
         let directory = rustix::fs::open(&directory, flags, Mode::empty())
             .context(|| format!("could not open `{}`", directory.display()))?;
         for controller in CONTROLLERS {
-            write(directory.as_fd(), "cgroup.subtree_control", format!("+{controller}"))?;
+            write(directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
         }
         Ok(Self { directory })
     }
@@ -55,7 +55,7 @@ impl Parent {
         let leaf = directory.as_fd();
         // One process out of memory is the end of all: a job half of whose processes were killed
         // has no result worth keeping.
-        write(leaf, "memory.oom.group", 1)?;
+        write_number(leaf, "memory.oom.group", 1)?;
         Ok(Leaf {
             id: id.to_owned(),
             cpu_stat: open(leaf, "cpu.stat", OFlags::RDONLY)?,
@@ -95,22 +95,22 @@ impl Leaf {
 
     pub(super) fn bound_memory_and_pids(&self, limits: &Limits) -> io::Result<()> {
         let leaf = self.directory.as_fd();
-        write(leaf, "memory.max", limits.memory_bytes)?;
+        write_number(leaf, "memory.max", limits.memory_bytes.get())?;
         // A kernel without swap has no such file, and no swap.
         match open(leaf, "memory.swap.max", OFlags::WRONLY) {
             Ok(file) => rustix::io::write(&file, b"0").map(drop)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        write(leaf, "pids.max", pids_max(limits))
+        write_number(leaf, "pids.max", pids_max(limits))
     }
 
     pub(super) fn bound_cpu(&self, limits: &Limits) -> io::Result<()> {
         let leaf = self.directory.as_fd();
         let quota = cpu_quota_us(limits);
-        write(leaf, "cpu.max", format!("{quota} {CPU_PERIOD_US}"))?;
+        write(leaf, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?;
         let weight = (CPU_WEIGHT * quota / CPU_PERIOD_US).clamp(1, MAX_CPU_WEIGHT);
-        write(leaf, "cpu.weight", weight)
+        write_number(leaf, "cpu.weight", weight)
     }
 
     pub(super) fn reset_peak(&self) -> io::Result<()> {

@@ -98,6 +98,7 @@ impl Slot {
 }
 
 fn try_lock(file: &File, byte: u32) -> io::Result<bool> {
+    #[expect(clippy::cast_possible_truncation, reason = "constants that fit, of the wrong type")]
     let range = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -130,6 +131,6 @@ mod tests {
 
     #[test]
     fn the_last_slot_ends_below_the_ids_that_others_use() {
-        assert!(FIRST_ID + SLOTS * IDS_PER_SLOT - 1 <= 0x7FFD_FFFF);
+        const { assert!(FIRST_ID + SLOTS * IDS_PER_SLOT - 1 <= 0x7FFD_FFFF) }
     }
 }

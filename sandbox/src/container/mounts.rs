@@ -30,8 +30,8 @@ pub(crate) fn new_filesystem(
             .context(|| format!("could not set `{key}` of `{kind}`"))?;
     }
     fsconfig_create(fs.as_fd()).context(|| format!("could not make a `{kind}`"))?;
-    Ok(fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .context(|| format!("could not mount a `{kind}`"))?)
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .context(|| format!("could not mount a `{kind}`"))
 }
 
 /// A second mount of what `source` names on the host, attached nowhere yet.

@@ -9,9 +9,11 @@
 
 mod container;
 mod deadlines;
+mod launch;
 mod output;
 mod running;
 mod server;
+mod unrun;
 mod verdict;
 
 use std::io;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use self::container::Container;
 use self::server::Server;
+use self::unrun::not_run;
 use crate::cgroup::{self, Birth};
 use crate::clock;
 use crate::container::idmap::Slot;
@@ -28,7 +31,7 @@ use crate::container::seccomp::Filters;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::handle::Event;
 use crate::init::{self, Inherited};
-use crate::outcome::{Outcome, StepOutcome, Usage, Verdict};
+use crate::outcome::{Outcome, StepOutcome, Verdict};
 use crate::run_dir::RunDirectory;
 use crate::spec::{ContainerSpec, StepSpec, When};
 use crate::spool::SpoolWriter;
@@ -214,19 +217,6 @@ fn fault(spec: &ContainerSpec, mut steps: Vec<StepOutcome>, error: &Error) -> Ou
     Outcome { verdict: Verdict::Fault, steps, detail: Some(detail) }
 }
 
-/// The outcome of a step whose program never ran.
-fn not_run(step: &StepSpec, verdict: Verdict) -> StepOutcome {
-    StepOutcome {
-        name: step.name.clone(),
-        verdict,
-        exit_code: None,
-        signal: None,
-        limit_hit: None,
-        usage: Usage::default(),
-        detail: None,
-    }
-}
-
 /// A job while it runs.
 struct Job<'a> {
     container: Container,
@@ -275,8 +265,7 @@ impl Job<'_> {
         self.container.leaf.bound_memory_and_pids(&first.limits).at(Stage::Cgroup)?;
         match self.container.become_job(self.spec) {
             Ok(()) => Ok(None),
-            Err(error) => running::met_limit(self, first, &error)?
-                .map_or(Err(error), |outcome| Ok(Some(outcome))),
+            Err(error) => unrun::met_limit(self, first, &error)?.ok_or(error).map(Some),
         }
     }
 

@@ -10,23 +10,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::Job;
-use super::container::{SET_UP_BOUND, await_readable};
 use super::deadlines::{Timer, soonest_cpu_limit};
+use super::launch::{Launch, Launched, launch};
 use super::output::{Output, Sink};
 use super::verdict::{Facts, decide};
+use super::{Job, unrun};
 use crate::cgroup::Counters;
 use crate::clock::{self, micros, millis};
-use crate::error::{At as _, Error, Result, Stage};
+use crate::error::{At as _, Result, Stage};
 use crate::handle::Event;
-use crate::init::{self, Ended, Exit, Order, Report};
-use crate::outcome::{LimitHit, LimitName, StepOutcome, Usage, Verdict};
+use crate::init::{Ended, Exit, Order, Report};
+use crate::outcome::{StepOutcome, Usage};
 use crate::spec::StepSpec;
-use crate::spool::Stream;
-use crate::step::{GateReport, Go, descriptors};
-use crate::wire::{self, Channel, MAX_FRAME_BYTES};
+use crate::step::{GateReport, Go};
+use crate::wire::Channel;
 
 /// How long init may take to end a step before it is ended itself.
 const KILL_BOUND: Duration = Duration::from_secs(2);
@@ -34,154 +32,22 @@ const KILL_BOUND: Duration = Duration::from_secs(2);
 /// notice comes before the kill that it tells of.
 const OOM_LOOKS: u32 = 8;
 const FIRST_OOM_LOOK: Duration = Duration::from_millis(1);
-/// What a shell answers for a program that it cannot find, or may not execute.
-const EXIT_NOT_FOUND: i32 = 127;
-const EXIT_NOT_EXECUTABLE: i32 = 126;
 
 /// Runs one step.
 pub(super) fn run(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<StepOutcome> {
-    match job.container.leaf.bound_memory_and_pids(&step.limits) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-            return Ok(does_not_fit(job, step));
-        }
-        Err(error) => return Err(error).at(Stage::Cgroup),
-    }
-    let started = match start(job, step) {
-        Ok(started) => started,
-        Err(error) => return met_limit(job, step, &error)?.map_or(Err(error), Ok),
+    let launched = match launch(job, index, step)? {
+        Launch::AtGate(launched) => launched,
+        Launch::Ended(outcome) => return Ok(outcome),
     };
-    if let Some(error) = started.no_workdir {
-        let message = format!("could not enter the working directory: {error}");
-        return Ok(not_executed(job, index, step, EXIT_NOT_EXECUTABLE, &message)?);
-    }
     job.container.leaf.bound_cpu(&step.limits).at(Stage::Cgroup)?;
     job.container.leaf.reset_peak().at(Stage::Cgroup)?;
     let baseline = job.container.leaf.counters().at(Stage::Cgroup)?;
-    started.gate.send(&Go, &[]).at(Stage::Step)?;
+    launched.gate.send(&Go, &[]).at(Stage::Step)?;
     let at = clock::now();
     job.started.get_or_insert(at);
     job.spool.step_started(index, job.t_ms(), &step.name).at(Stage::Spool)?;
     job.server.tell(&Event::StepStarted { step: index }).at(Stage::Shim)?;
-    Running::new(job, index, step, started, (at, baseline))?.run()
-}
-
-/// The outcome of a step that our own set-up could not get to run because of a limit of the job's.
-pub(super) fn met_limit(
-    job: &mut Job<'_>,
-    step: &StepSpec,
-    error: &Error,
-) -> Result<Option<StepOutcome>> {
-    let counters = job.container.leaf.counters().at(Stage::Cgroup)?;
-    let (verdict, limit_hit) = if counters.oom_kills > 0 {
-        let limit = LimitName::MemoryBytes;
-        let allowed = step.limits.memory_bytes.get();
-        (Verdict::MemoryLimit, LimitHit { limit, allowed, observed: counters.memory_peak_bytes })
-    } else if error.source.kind() == ErrorKind::StorageFull {
-        let allowed = job.spec.disk_bytes.get();
-        let observed = job.spec.files.iter().map(|file| file.content.len() as u64).sum();
-        (Verdict::DiskLimit, LimitHit { limit: LimitName::DiskBytes, allowed, observed })
-    } else {
-        return Ok(None);
-    };
-    job.is_over = true;
-    Ok(Some(StepOutcome {
-        limit_hit: Some(limit_hit),
-        detail: Some(format!("met before the program was executed: {error}")),
-        ..super::not_run(step, verdict)
-    }))
-}
-
-/// A step whose memory limit is less than what the job has stored already (v1 says so beforehand;
-/// on v2 the OOM killer acts).
-fn does_not_fit(job: &mut Job<'_>, step: &StepSpec) -> StepOutcome {
-    job.is_over = true;
-    let allowed = step.limits.memory_bytes.get();
-    let limit = LimitName::MemoryBytes;
-    StepOutcome {
-        limit_hit: Some(LimitHit { limit, allowed, observed: allowed }),
-        detail: Some("what the job has stored already takes more memory than that".into()),
-        ..super::not_run(step, Verdict::MemoryLimit)
-    }
-}
-
-/// A step whose process waits at the gate.
-struct Started {
-    gate: Channel,
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    no_workdir: Option<io::Error>,
-}
-
-/// Has init fork the step, with fresh pipes, and waits until it is set up.
-fn start(job: &mut Job<'_>, step: &StepSpec) -> Result<Started> {
-    let (stdin_read, stdin) = pipe(End::Write).at(Stage::Step)?;
-    let (stdout, stdout_write) = pipe(End::Read).at(Stage::Step)?;
-    let (stderr, stderr_write) = pipe(End::Read).at(Stage::Step)?;
-    let (gate, gate_of_step) = wire::pair().at(Stage::Step)?;
-    let stdio = [stdin_read, stdout_write, stderr_write];
-    for fd in &stdio {
-        // Else the program could not open `/dev/stdout`.
-        let (uid, gid) = job.container.host_ids(&job.spec.user);
-        rustix::fs::fchown(fd, Some(uid), Some(gid)).at(Stage::Step)?;
-    }
-    let order = Order::Run(init::Step {
-        command: step.command.clone(),
-        env: step.env.clone(),
-        workdir: step.workdir.clone().unwrap_or_else(|| job.spec.workdir.clone()),
-        open_files: step.limits.open_files,
-    });
-    job.container.init.send(&order, &descriptors(&stdio, &gate_of_step)).at(Stage::Init)?;
-    drop((stdio, gate_of_step));
-    let mut gate = Channel::new(gate, MAX_FRAME_BYTES);
-    await_readable(gate.as_fd(), SET_UP_BOUND).at(Stage::Step)?;
-    let no_workdir = match gate.recv().at(Stage::Step)? {
-        (GateReport::Ready, _) => None,
-        (GateReport::NoWorkdir(error), _) => Some(io::Error::from_raw_os_error(error)),
-        (GateReport::NotExecuted(error), _) => {
-            return Err(io::Error::from_raw_os_error(error)).at(Stage::Step);
-        }
-        (GateReport::Failed(failure), _) => return Err(failure.into()),
-    };
-    Ok(Started { gate, stdin, stdout, stderr, no_workdir })
-}
-
-/// Which end of a pipe is the shim's own.
-enum End {
-    Read,
-    Write,
-}
-
-/// A pipe whose own end does not block.
-fn pipe(own: End) -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let end = match own {
-        End::Read => &read,
-        End::Write => &write,
-    };
-    rustix::io::ioctl_fionbio(end, true)?;
-    Ok((read, write))
-}
-
-/// The outcome of a program that could not be executed: what a shell would answer, and why, on
-/// its stderr.
-fn not_executed(
-    job: &mut Job<'_>,
-    index: u16,
-    step: &StepSpec,
-    exit_code: i32,
-    why: &str,
-) -> Result<StepOutcome> {
-    let program = step.command.first().map_or("", String::as_str);
-    let message = format!("lazaret: `{program}`: {why}\n");
-    let t_ms = job.t_ms();
-    job.spool.output(index, t_ms, Stream::Stderr, message.as_bytes()).at(Stage::Spool)?;
-    Ok(StepOutcome {
-        exit_code: Some(exit_code),
-        detail: Some(message.trim_end().to_owned()),
-        ..super::not_run(step, Verdict::Failure)
-    })
+    Running::new(job, (index, step), launched, (at, baseline))?.run()
 }
 
 /// What poll(2) can tell about.
@@ -218,7 +84,9 @@ struct Running<'j, 's> {
     exec_error: Option<i32>,
     /// How the main process ended, if it was init that told.
     ended: Option<Ended>,
-    /// When the kill was asked for, and whether of init or of the kernel.
+    /// Init is gone, and with it every other process.
+    is_init_dead: bool,
+    /// What was killed.
     killed: Option<Kill>,
     job_wall_ms: Option<(u64, u64)>,
     cores: u64,
@@ -226,22 +94,21 @@ struct Running<'j, 's> {
 
 #[derive(Debug, Clone, Copy)]
 enum Kill {
-    /// Init was asked to end the step, so that others can follow.
+    /// Init was asked at this time to end the step, so that others can follow.
     Step(Duration),
-    /// The whole container.
+    /// The whole container was killed.
     Container,
 }
 
 impl<'j, 's> Running<'j, 's> {
     fn new(
         job: &'j mut Job<'s>,
-        index: u16,
-        step: &'j StepSpec,
-        started: Started,
+        (index, step): (u16, &'j StepSpec),
+        launched: Launched,
         (at, baseline): (Duration, Counters),
     ) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-        let Started { gate, stdin, stdout, stderr, no_workdir: _ } = started;
+        let Launched { gate, stdin, stdout, stderr } = launched;
         Ok(Self {
             job,
             index,
@@ -257,6 +124,7 @@ impl<'j, 's> Running<'j, 's> {
             next_oom_look: None,
             exec_error: None,
             ended: None,
+            is_init_dead: false,
             killed: None,
             job_wall_ms: None,
             cores,
@@ -265,14 +133,13 @@ impl<'j, 's> Running<'j, 's> {
 
     fn run(mut self) -> Result<StepOutcome> {
         self.write_stdin();
-        let mut is_container_dead = false;
-        while self.ended.is_none() && !is_container_dead {
+        while self.ended.is_none() && !self.is_init_dead {
             self.timer.set(self.nearest_deadline()).at(Stage::Step)?;
             for source in self.wait().at(Stage::Step)? {
                 match source {
                     Source::Server => self.serve()?,
                     Source::Init => self.hear_init()?,
-                    Source::InitEnded => is_container_dead = true,
+                    Source::InitEnded => self.is_init_dead = true,
                     Source::Gate => self.hear_gate(),
                     Source::Stdin => self.write_stdin(),
                     Source::Output => self.pump()?,
@@ -282,7 +149,7 @@ impl<'j, 's> Running<'j, 's> {
             }
             self.meet_deadlines()?;
         }
-        self.finish(is_container_dead)
+        self.finish()
     }
 
     /// Waits until something can be done, and says what.
@@ -486,9 +353,9 @@ impl<'j, 's> Running<'j, 's> {
         self.job.container.kill()
     }
 
-    fn finish(mut self, is_container_dead: bool) -> Result<StepOutcome> {
+    fn finish(mut self) -> Result<StepOutcome> {
         let ended_at = self.ended.map_or_else(clock::now, |ended| ended.at);
-        if is_container_dead {
+        if self.is_init_dead {
             self.job.is_over = true;
             self.job.container.reap()?;
             // It may have told just before it was killed.
@@ -500,13 +367,12 @@ impl<'j, 's> Running<'j, 's> {
         self.with_output(|output, _, sink| output.drain(sink))?;
         let counters = self.job.container.leaf.counters().at(Stage::Cgroup)?;
         let usage = self.usage(&counters, ended_at.saturating_sub(self.started));
-        if is_container_dead && self.killed.is_none() && usage.oom_kills == 0 {
+        if self.is_init_dead && self.killed.is_none() && usage.oom_kills == 0 {
             return Err(io::Error::other("init ended by itself")).at(Stage::Init);
         }
         if let Some(error) = self.exec_error {
-            let (exit_code, why) = explain(error);
             let Self { job, index, step, .. } = self;
-            return not_executed(job, index, step, exit_code, &why);
+            return unrun::not_executed(job, index, step, error);
         }
         self.outcome(usage)
     }
@@ -552,15 +418,5 @@ impl<'j, 's> Running<'j, 's> {
         };
         let name = self.step.name.clone();
         Ok(StepOutcome { name, verdict, exit_code, signal, limit_hit, usage, detail: None })
-    }
-}
-
-/// The exit code that a shell answers with, and why in words.
-fn explain(error: i32) -> (i32, String) {
-    let error = io::Error::from_raw_os_error(error);
-    match error.kind() {
-        ErrorKind::NotFound => (EXIT_NOT_FOUND, "not found in the image".into()),
-        ErrorKind::PermissionDenied => (EXIT_NOT_EXECUTABLE, "not executable".into()),
-        _ => (EXIT_NOT_EXECUTABLE, format!("could not be executed: {error}")),
     }
 }

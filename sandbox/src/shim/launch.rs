@@ -1,0 +1,104 @@
+//! A step from its pipes to the gate: forked by init, set up, and waiting for the word to go.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::container::{SET_UP_BOUND, await_readable};
+use super::{Job, unrun};
+use crate::error::{At as _, Result, Stage};
+use crate::init::{self, Order};
+use crate::outcome::StepOutcome;
+use crate::spec::StepSpec;
+use crate::step::{GateReport, descriptors};
+use crate::wire::{self, Channel, MAX_FRAME_BYTES};
+
+/// A step whose process waits at the gate, and the shim's ends of its pipes.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) gate: Channel,
+    pub(super) stdin: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+/// What came of launching a step.
+#[derive(Debug)]
+pub(super) enum Launch {
+    /// Its process waits at the gate.
+    AtGate(Launched),
+    /// It ended before its program could run.
+    Ended(StepOutcome),
+}
+
+/// Bounds the step's memory and processes, has init fork it, and waits until it is set up.
+pub(super) fn launch(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<Launch> {
+    match job.container.leaf.bound_memory_and_pids(&step.limits) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+            return Ok(Launch::Ended(unrun::does_not_fit(job, step)));
+        }
+        Err(error) => return Err(error).at(Stage::Cgroup),
+    }
+    match fork_and_set_up(job, step) {
+        Ok((launched, None)) => Ok(Launch::AtGate(launched)),
+        Ok((_, Some(error))) => unrun::no_workdir(job, index, step, error).map(Launch::Ended),
+        Err(error) => unrun::met_limit(job, step, &error)?.ok_or(error).map(Launch::Ended),
+    }
+}
+
+/// The step at the gate, or why it could not enter its working directory.
+fn fork_and_set_up(job: &mut Job<'_>, step: &StepSpec) -> Result<(Launched, Option<i32>)> {
+    let (stdin_read, stdin) = pipe(End::Write).at(Stage::Step)?;
+    let (stdout, stdout_write) = pipe(End::Read).at(Stage::Step)?;
+    let (stderr, stderr_write) = pipe(End::Read).at(Stage::Step)?;
+    let (gate, gate_of_step) = wire::pair().at(Stage::Step)?;
+    let stdio = [stdin_read, stdout_write, stderr_write];
+    let (uid, gid) = job.container.host_ids(&job.spec.user);
+    for fd in &stdio {
+        // Else the program could not open `/dev/stdout`.
+        rustix::fs::fchown(fd, Some(uid), Some(gid)).at(Stage::Step)?;
+    }
+    let order = Order::Run(init::Step {
+        command: step.command.clone(),
+        env: step.env.clone(),
+        workdir: step.workdir.clone().unwrap_or_else(|| job.spec.workdir.clone()),
+        open_files: step.limits.open_files,
+    });
+    job.container.init.send(&order, &descriptors(&stdio, &gate_of_step)).at(Stage::Init)?;
+    drop((stdio, gate_of_step));
+    let mut gate = Channel::new(gate, MAX_FRAME_BYTES);
+    let no_workdir = await_ready(&mut gate)?;
+    Ok((Launched { gate, stdin, stdout, stderr }, no_workdir))
+}
+
+fn await_ready(gate: &mut Channel) -> Result<Option<i32>> {
+    await_readable(gate.as_fd(), SET_UP_BOUND).at(Stage::Step)?;
+    match gate.recv().at(Stage::Step)? {
+        (GateReport::Ready, _) => Ok(None),
+        (GateReport::NoWorkdir(error), _) => Ok(Some(error)),
+        (GateReport::NotExecuted(error), _) => {
+            Err(io::Error::from_raw_os_error(error)).at(Stage::Step)
+        }
+        (GateReport::Failed(failure), _) => Err(failure.into()),
+    }
+}
+
+/// Which end of a pipe is the shim's own.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Read,
+    Write,
+}
+
+/// A pipe whose own end does not block.
+fn pipe(own: End) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let end = match own {
+        End::Read => &read,
+        End::Write => &write,
+    };
+    rustix::io::ioctl_fionbio(end, true)?;
+    Ok((read, write))
+}
