@@ -106,15 +106,35 @@ pub(crate) fn exit(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// The kernel's `struct sigaction` on x86-64 and aarch64; all zero is `SIG_DFL` without flags.
+#[repr(C)]
+#[derive(Default)]
+struct KernelSigaction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
 /// Gives every signal its default action and lets all through: execve(2) keeps what is ignored
-/// and blocked, and Rust's runtime ignores `SIGPIPE`.
+/// and blocked, and Rust's runtime ignores `SIGPIPE`. The kernel is asked directly, because glibc
+/// keeps two signals to itself and whoever started us may have them ignored.
 pub(crate) fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid disposition. SIGKILL, SIGSTOP and the two that glibc keeps
-        // refuse with EINVAL, and have their default action already.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    const SIGNALS: i32 = 64;
+    let default = KernelSigaction::default();
+    for signal in 1..=SIGNALS {
+        // SAFETY: `default` is a valid sigaction for a mask of the given size, and outlives the
+        // call. SIGKILL and SIGSTOP refuse with EINVAL, and have their default action already.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                ptr::from_ref(&default),
+                ptr::null_mut::<KernelSigaction>(),
+                size_of::<u64>(),
+            )
+        };
     }
-    let none = nix::sys::signal::SigSet::empty();
-    let masked = none.thread_set_mask();
+    let masked = nix::sys::signal::SigSet::empty().thread_set_mask();
     debug_assert!(masked.is_ok(), "sigprocmask of a valid set cannot fail");
 }
