@@ -37,7 +37,8 @@ pub(crate) fn measure(count: u64, program: &Path, scratch: Option<&Path>) -> Res
     let started = Instant::now();
     for number in 0..count {
         let spool = tempfile::tempfile_in(directory.path())?;
-        times.push(run(&zygote, &format!("{}-{number}", std::process::id()), spec(&rootfs)?, &spool)?);
+        let id = format!("{}-{number}", std::process::id());
+        times.push(run(&zygote, &id, spec(&rootfs)?, &spool)?);
     }
     Report::new(&times, started.elapsed())
 }

@@ -45,7 +45,7 @@ impl Server {
             let response = self.send(request)?;
             known = response.headers().get(ETAG).cloned().or(known);
             if known.is_none() {
-                return Err(CliError::failed("the server does not say which version of a job it shows"));
+                return Err(CliError::failed("the server shows a job without an `ETag`"));
             }
             if response.status() != StatusCode::NOT_MODIFIED {
                 let job = self.parse(response)?;
@@ -63,7 +63,11 @@ impl Server {
     }
 
     /// A log as JSON Lines. It may take as long as its job.
-    pub(super) fn open_log(&self, path: &str, query: &[(&str, &str)]) -> Result<Response, CliError> {
+    pub(super) fn open_log(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Response, CliError> {
         let request = self.client()?.get(self.url(path)).query(query);
         self.send(request.header("accept", "application/jsonl"))
     }
@@ -89,9 +93,8 @@ impl Server {
     }
 
     fn parse(&self, response: Response) -> Result<Value, CliError> {
-        response
-            .json()
-            .map_err(|error| CliError::refused(format!("`{}` did not answer JSON: {error}", self.url)))
+        let refused = |error| format!("`{}` did not answer JSON: {error}", self.url);
+        response.json().map_err(|error| CliError::Refused(refused(error)))
     }
 }
 

@@ -208,7 +208,7 @@ fn write_log(server: &Server, id: &str, extent: Extent) -> Result<(), CliError> 
             return Ok(());
         }
         let frame: Value = serde_json::from_slice(&line)
-            .map_err(|error| CliError::refused(format!("the server's log is not as agreed: {error}")))?;
+            .map_err(|error| CliError::refused(format!("the log is not as agreed: {error}")))?;
         write_frame(&frame)?;
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file.
 
 mod client;
+mod doctor;
 mod image;
 mod input;
 mod job;
@@ -46,6 +47,8 @@ enum Command {
     /// The images that jobs run in
     #[command(subcommand)]
     Image(image::Args),
+    /// Find out what this host offers, and what would mend the rest
+    Doctor(doctor::Args),
     /// Print the OpenAPI document
     Openapi(openapi::Args),
 }
@@ -109,6 +112,7 @@ pub fn run() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Job(args) => job::run(&args, form),
         Command::Image(args) => image::run(&args, form),
+        Command::Doctor(args) => doctor::run(&args, form),
         Command::Openapi(args) => openapi::run(&args),
     };
     match done {

@@ -214,7 +214,8 @@ fn signals() -> Result<SignalFd, CliError> {
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
     set.thread_block().map_err(CliError::refused)?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(CliError::refused)
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    SignalFd::with_flags(&set, flags).map_err(CliError::failed)
 }
 
 /// Writes output as it comes, until the container is gone. The first signal cancels; should the
