@@ -5,16 +5,14 @@ mod served;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use served::{Server, serve_command};
+use served::{FREE_PORT, Server, serve_command};
 
 /// Starts a server that cannot start, and answers what it says.
-fn refused(data: &Path, extra: &[&str]) -> String {
-    let mut command = serve_command(data);
-    let output = command.args(extra).stderr(std::process::Stdio::piped()).output();
-    let output = output.expect("started");
+fn refused(mut command: Command) -> String {
+    let output = command.stderr(Stdio::piped()).output().expect("started");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let said: Vec<&str> = text.lines().filter(|line| line.starts_with("lazaret: ")).collect();
@@ -23,26 +21,50 @@ fn refused(data: &Path, extra: &[&str]) -> String {
 }
 
 #[test]
-fn a_server_that_cannot_start_says_how_to_mend_it() {
+fn a_data_directory_in_use_is_refused_by_the_name_of_who_uses_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
     let server = Server::start(&data);
-    let said = refused(&data, &[]);
+    let said = refused(serve_command(&data, FREE_PORT));
     assert!(said.contains(&server.pid().to_string()) && said.contains("--data"), "{said}");
-    drop(server);
+    let job = server.run(&json!({"command": ["true"]}));
+    assert_eq!(job["verdict"], "success", "the first server is not disturbed");
+}
 
-    let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
+#[test]
+fn a_port_in_use_is_refused_by_its_number() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let taken = TcpListener::bind(FREE_PORT).expect("bound");
     let address = taken.local_addr().expect("bound").to_string();
-    let mut command = serve_command(&data);
-    let output = command.args(["--listen", &address]).output().expect("started");
-    assert_eq!(output.status.code(), Some(2), "clap refuses a flag that comes twice");
+    let said = refused(serve_command(&dir.path().join("data"), &address));
+    assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+}
 
+#[test]
+fn a_bad_configuration_is_refused_by_the_key() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("lazaret.toml");
+    std::fs::write(&file, "queue_max = 5\nnonsense = 1\n").expect("written");
+    let mut command = serve_command(&dir.path().join("data"), FREE_PORT);
+    command.arg("--config").arg(&file);
+    let said = refused(command);
+    assert!(said.contains("nonsense") && said.contains("line 2"), "{said}");
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_made_is_refused_by_its_name() {
+    let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("file");
-    std::fs::write(&file, format!("listen = '{address}'\nnonsense = 1")).expect("written");
-    let said = refused(&data, &["--config", file.to_str().expect("text")]);
-    assert!(said.contains("nonsense"), "{said}");
-    let said = refused(&file, &[]);
-    assert!(said.contains("file") && said.contains("--data"), "{said}");
+    std::fs::write(&file, "").expect("written");
+    let said = refused(serve_command(&file.join("data"), FREE_PORT));
+    assert!(said.contains("file/data") && said.contains("--data"), "{said}");
+}
+
+#[test]
+fn an_address_that_others_reach_is_refused_without_consent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let said = refused(serve_command(&dir.path().join("data"), "0.0.0.0:0"));
+    assert!(said.contains("--insecure-no-auth"), "{said}");
 }
 
 #[test]
@@ -96,7 +118,7 @@ fn every_accepted_job_has_one_verdict_after_a_kill() {
     let ids: Vec<String> =
         (0..40).map(|n| server.submit(&json!({"script": format!("echo {n}")}))).collect();
     server.signal("KILL");
-    drop(server.ended());
+    assert!(!server.ended().success());
     let server = Server::start(&data);
     let mut verdicts: BTreeMap<String, usize> = BTreeMap::new();
     for (n, id) in ids.iter().enumerate() {
@@ -123,7 +145,7 @@ fn a_job_that_falls_with_its_server_twice_is_a_fault() {
     for attempt in [1, 2] {
         while server.wait_for(&id, "running")["attempt"] != attempt {}
         server.signal("KILL");
-        drop(server.ended());
+        assert!(!server.ended().success());
         server = Server::start(&data);
     }
     let job = server.wait_for(&id, "finished");

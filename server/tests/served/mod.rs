@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// A port that the kernel chooses.
+pub(crate) const FREE_PORT: &str = "127.0.0.1:0";
 /// Nothing that a test waits for takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -38,10 +40,10 @@ impl Answer {
     }
 }
 
-/// The command that starts a server on a free port.
-pub(crate) fn serve_command(data: &Path) -> Command {
+/// The command that starts a server on `address`; port 0 stands for a free one.
+pub(crate) fn serve_command(data: &Path, address: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lazaret"));
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+    command.args(["serve", "--listen", address, "--data"]).arg(data);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     command
 }
@@ -56,7 +58,8 @@ impl Server {
     pub(crate) fn start_with(data: &Path, config: &str) -> Self {
         let file = data.with_extension("toml");
         std::fs::write(&file, config).expect("written");
-        let mut child = serve_command(data).arg("--config").arg(&file).spawn().expect("started");
+        let mut child =
+            serve_command(data, FREE_PORT).arg("--config").arg(&file).spawn().expect("started");
         let stdout = child.stdout.take().expect("piped");
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).expect("read");
