@@ -11,7 +11,7 @@ const STRICT: [&str; 4] = ["JobRequest", "StepRequest", "LimitsRequest", "FileOb
 
 /// The document before any handler is in it.
 pub(super) fn base() -> OpenApi {
-    let info = InfoBuilder::new()
+    let about = InfoBuilder::new()
         .title("lazaret")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
@@ -27,7 +27,7 @@ pub(super) fn base() -> OpenApi {
         tag
     };
     OpenApiBuilder::new()
-        .info(info)
+        .info(about)
         .tags(Some([
             tag("jobs", "Make, watch, end and forget jobs"),
             tag("images", "What jobs can run in"),

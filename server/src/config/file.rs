@@ -103,7 +103,8 @@ impl ConfigFile {
             ConfigError(format!("could not read configuration `{}`: {error}", path.display()))
         })?;
         toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text[..start].matches('\n').count() + 1;
             ConfigError(format!(
                 "configuration `{}`, line {line}: {}",
                 path.display(),

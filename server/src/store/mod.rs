@@ -1,7 +1,7 @@
 //! The durable truth: every job, what it brought along, how it ended. All SQL is in here.
 //!
 //! ```text
-//! callers ── Change ──▶ bounded queue ──▶ writer task: begin immediate │ changes │ commit ──▶ answers
+//! callers ── Change ──▶ bounded queue ──▶ writer: begin immediate │ changes │ commit ──▶ answers
 //! callers ── query ───▶ pool of read-only connections
 //! checkpoint task ────▶ moves the WAL into the file each second
 //! ```

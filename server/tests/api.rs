@@ -1,0 +1,230 @@
+//! The API over a real server with real containers.
+#![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
+
+mod served;
+
+use std::io::{BufRead as _, BufReader};
+
+use serde_json::{Value, json};
+use served::Server;
+
+fn server() -> (tempfile::TempDir, Server) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start(&dir.path().join("data"));
+    (dir, server)
+}
+
+#[test]
+fn a_job_runs_and_tells_how_it_ended() {
+    let (_dir, server) = server();
+    let job = server.run(&json!({"script": "cat; echo oh >&2; exit 3", "stdin": "in\n"}));
+    assert_eq!((&job["state"], &job["verdict"]), (&json!("finished"), &json!("failure")));
+    let step = &job["steps"][0];
+    assert_eq!((&step["exit_code"], &step["name"]), (&json!(3), &json!("run")));
+    assert_eq!((&step["stdout"], &step["stderr"]), (&json!("in\n"), &json!("oh\n")));
+    assert!(step["usage"]["wall_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{job}");
+    assert_eq!(job["attempt"], 1);
+}
+
+#[test]
+fn files_land_in_the_working_directory_and_are_the_users() {
+    let (_dir, server) = server();
+    let job = server.run(&json!({
+        "files": {"a/b.txt": "text", "run": {"base64": "IyEvYmluL3NoCmVjaG8gcmFuCg==", "mode": "0755"}},
+        "script": "cat a/b.txt; ./run; echo new > a/c; pwd; id -u",
+        "user": "1234",
+        "workdir": "/somewhere/else",
+    }));
+    assert_eq!(job["steps"][0]["stdout"], "textran\n/somewhere/else\n1234\n", "{job}");
+}
+
+#[test]
+fn steps_share_files_and_depend_on_each_other() {
+    let (_dir, server) = server();
+    let job = server.run(&json!({"steps": [
+        {"name": "write", "script": "echo made > f"},
+        {"name": "fail", "script": "cat f; exit 7", "allow_failure": true},
+        {"name": "fall", "command": ["false"]},
+        {"name": "skip", "command": ["true"]},
+        {"name": "mend", "script": "echo $A", "when": "failure", "env": {"A": "b"}},
+    ]}));
+    let verdicts: Vec<&Value> =
+        job["steps"].as_array().expect("steps").iter().map(|step| &step["verdict"]).collect();
+    assert_eq!(verdicts, ["success", "failure", "failure", "skipped", "success"], "{job}");
+    assert_eq!(job["verdict"], "failure");
+    assert_eq!(job["steps"][1]["stdout"], "made\n");
+    assert_eq!(job["steps"][4]["stdout"], "b\n");
+}
+
+#[test]
+fn a_job_is_accepted_looked_at_listed_and_forgotten() {
+    let (_dir, server) = server();
+    let made = server.post("/v1/jobs", &json!({"command": ["true"], "labels": {"kind": "x"}}));
+    assert_eq!(made.status, 202);
+    let path = made.header("location").expect("a location").to_owned();
+    let id = made.json()["id"].as_str().expect("an id").to_owned();
+    assert_eq!(path, format!("/v1/jobs/{id}"));
+    server.wait_for(&id, "finished");
+    let list = server.get("/v1/jobs?label.kind=x&state=finished").json();
+    assert_eq!(list["items"][0]["id"], json!(id));
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(server.get("/v1/jobs?label.kind=y").json()["items"], json!([]));
+    assert_eq!(server.call("POST", &format!("{path}/cancel"), &[], "").status, 200);
+    assert_eq!(server.call("DELETE", &path, &[], "").status, 204);
+    assert_eq!(server.get(&path).status, 404);
+    assert_eq!(server.get(&format!("{path}/logs")).status, 404);
+    assert_eq!(server.call("DELETE", &path, &[], "").status, 404);
+}
+
+#[test]
+fn a_list_goes_on_where_its_page_ended() {
+    let (_dir, server) = server();
+    let ids: Vec<String> = (0..5).map(|_| server.submit(&json!({"command": ["true"]}))).collect();
+    let (mut listed, mut query) = (Vec::new(), "limit=2".to_owned());
+    loop {
+        let page = server.get(&format!("/v1/jobs?{query}")).json();
+        let items = page["items"].as_array().expect("items");
+        listed.extend(items.iter().map(|job| job["id"].as_str().expect("an id").to_owned()));
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        query = format!("limit=2&cursor={cursor}");
+    }
+    assert!(listed.iter().eq(ids.iter().rev()), "{listed:?} and {ids:?}");
+    for query in ["limit=0", "limit=201", "cursor=x", "state=done", "nonsense=1"] {
+        assert_eq!(server.get(&format!("/v1/jobs?{query}")).status, 422, "{query}");
+    }
+}
+
+#[test]
+fn a_running_job_is_cancelled_and_cannot_be_forgotten_before() {
+    let (_dir, server) = server();
+    let id = server.submit(&json!({"command": ["sleep", "60"]}));
+    server.wait_for(&id, "running");
+    assert_eq!(server.call("DELETE", &format!("/v1/jobs/{id}"), &[], "").status, 409);
+    assert_eq!(server.call("POST", &format!("/v1/jobs/{id}/cancel"), &[], "").status, 202);
+    assert_eq!(server.wait_for(&id, "finished")["verdict"], "cancelled");
+}
+
+#[test]
+fn a_queued_job_is_cancelled_without_a_start() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_with(&dir.path().join("data"), "capacity.cpus = 1.0");
+    let busy = server.submit(&json!({"command": ["sleep", "60"]}));
+    let waiting = server.submit(&json!({"command": ["true"]}));
+    assert_eq!(server.get(&format!("/v1/jobs/{waiting}")).json()["state"], "queued");
+    let cancelled = server.call("POST", &format!("/v1/jobs/{waiting}/cancel"), &[], "");
+    assert_eq!(cancelled.status, 202);
+    let job = server.wait_for(&waiting, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("cancelled"), &json!(0)));
+    assert_eq!(job["started_at"], Value::Null);
+    let log = server.call(
+        "GET",
+        &format!("/v1/jobs/{waiting}/logs"),
+        &[("Accept", "application/jsonl")],
+        "",
+    );
+    assert!(log.body.contains("\"end\"") && log.body.contains("cancelled"), "{}", log.body);
+    server.call("POST", &format!("/v1/jobs/{busy}/cancel"), &[], "");
+    server.wait_for(&busy, "finished");
+}
+
+#[test]
+fn a_full_queue_refuses_until_there_is_room() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = "queue_max = 1\ncapacity.cpus = 1.0";
+    let server = Server::start_with(&dir.path().join("data"), config);
+    let busy = server.submit(&json!({"command": ["sleep", "60"]}));
+    let waiting = server.submit(&json!({"command": ["true"]}));
+    let refused = server.post("/v1/jobs", &json!({"command": ["true"]}));
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    server.call("POST", &format!("/v1/jobs/{busy}/cancel"), &[], "");
+    server.wait_for(&waiting, "finished");
+    server.submit(&json!({"command": ["true"]}));
+}
+
+#[test]
+fn a_client_may_wait_for_the_end_or_for_a_change() {
+    let (_dir, server) = server();
+    let sleeping = json!({"command": ["sleep", "60"]});
+    let preferred = server.call(
+        "POST",
+        "/v1/jobs",
+        &[("Content-Type", "application/json"), ("Prefer", "wait=0")],
+        &sleeping.to_string(),
+    );
+    assert_eq!((preferred.status, preferred.header("preference-applied")), (202, Some("wait=0")));
+    let id = preferred.json()["id"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/jobs/{id}");
+    let tag = server.get(&path).header("etag").expect("a tag").to_owned();
+    let known = ("If-None-Match", tag.as_str());
+    assert_eq!(server.call("GET", &path, &[known], "").status, 304);
+    let waiting = server.open("GET", &path, &[known, ("Prefer", "wait=30")], "");
+    server.call("POST", &format!("{path}/cancel"), &[], "");
+    let mut status = String::new();
+    BufReader::new(waiting).read_line(&mut status).expect("read");
+    assert!(status.contains("200"), "{status}");
+    assert_eq!(server.post("/v1/jobs?wait=61", &sleeping).status, 422);
+    server.wait_for(&id, "finished");
+}
+
+#[test]
+fn a_repeated_request_makes_no_second_job() {
+    let (_dir, server) = server();
+    let send = |key: &str, body: &Value| {
+        let headers = [("Content-Type", "application/json"), ("Idempotency-Key", key)];
+        server.call("POST", "/v1/jobs?wait=30", &headers, &body.to_string())
+    };
+    let body = json!({"command": ["true"]});
+    let first = send("\"k1\"", &body);
+    let again = send("k1", &body);
+    assert_eq!(first.json()["id"], again.json()["id"]);
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    assert_eq!(send("k1", &json!({"command": ["false"]})).status, 422);
+    assert_ne!(send("k2", &body).json()["id"], first.json()["id"]);
+}
+
+#[test]
+fn output_streams_while_it_is_written_and_a_cut_connection_goes_on() {
+    let (_dir, server) = server();
+    let id = server.submit(&json!({"script": "for i in 1 2 3 4; do echo $i; sleep 0.2; done"}));
+    let path = format!("/v1/jobs/{id}/logs");
+    let accept = ("Accept", "text/event-stream");
+    let mut seen = Vec::new();
+    let mut lines = BufReader::new(server.open("GET", &path, &[accept], "")).lines();
+    let is_second = |line: &str| line.contains("\"text\":\"2\\n\"");
+    for line in lines.by_ref().map(|line| line.expect("read")) {
+        let is_last = is_second(&line);
+        seen.push(line);
+        if is_last {
+            break;
+        }
+    }
+    drop(lines);
+    let ids = |lines: &[String]| -> Vec<u64> {
+        let ids = lines.iter().filter_map(|line| line.strip_prefix("id: "));
+        ids.map(|id| id.parse().expect("a number")).collect()
+    };
+    let last = ids(&seen).last().copied().expect("an id").to_string();
+    let rest = server.call("GET", &path, &[accept, ("Last-Event-ID", &last)], "");
+    let rest: Vec<String> = rest.body.lines().map(str::to_owned).collect();
+    let cut = [ids(&seen), ids(&rest)].concat();
+    let whole: Vec<String> =
+        server.call("GET", &path, &[accept], "").body.lines().map(str::to_owned).collect();
+    assert_eq!(cut, ids(&whole), "each event exactly once");
+    assert_eq!(server.get(&path).body, "1\n2\n3\n4\n");
+    let end = ids(&whole).last().copied().expect("an end").to_string();
+    assert_eq!(server.call("GET", &path, &[("Last-Event-ID", &end)], "").status, 204);
+}
+
+#[test]
+fn what_the_server_is_and_allows_can_be_asked() {
+    let (_dir, server) = server();
+    assert_eq!(server.get("/healthz").status, 200);
+    assert_eq!(server.get("/readyz").status, 200);
+    assert_eq!(server.get("/v1/version").json()["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(server.get("/v1/limits").json()["limits"]["cpu_ms"]["default"], 10_000);
+    assert_eq!(server.get("/v1/images").json()["items"][0]["name"], "host");
+    assert_eq!(server.get("/v1/images/host").json()["name"], "host");
+    assert_eq!(server.get("/v1/images/none").status, 404);
+    assert_eq!(server.get("/openapi.json").json()["openapi"], "3.1.0");
+}
