@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use reqwest::header::{ETAG, HeaderValue, IF_NONE_MATCH};
 use reqwest::blocking::{Client, RequestBuilder, Response};
+use reqwest::header::{ETAG, HeaderValue, IF_NONE_MATCH};
 use serde_json::Value;
 
 use super::CliError;

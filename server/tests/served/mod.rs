@@ -67,6 +67,12 @@ impl Server {
         Self { child, address: address.to_owned() }
     }
 
+    /// The port it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        let port = self.address.rsplit(':').next().and_then(|port| port.parse().ok());
+        port.expect("a port")
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.call("GET", path, &[], "")
     }

@@ -10,9 +10,7 @@ use jiff::Timestamp;
 use lazaret_sandbox::error::Result as SandboxResult;
 use lazaret_sandbox::image::{HOST_IMAGE, Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
-use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, User, When,
-};
+use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, User, When};
 use lazaret_sandbox::spool::{Entry, SpoolReader};
 use lazaret_sandbox::{Event, Zygote};
 
@@ -56,9 +54,7 @@ impl Look<'_> {
     /// Namespaces, overlay and cgroup in one: a program runs, and reads how it is confined.
     fn at_confinement(&self) -> Vec<Finding> {
         let command = ["/bin/cat", "/proc/self/status"];
-        let ran = self.host_image().and_then(|(store, image)| {
-            self.run(&store, &image, &command)
-        });
+        let ran = self.host_image().and_then(|(store, image)| self.run(&store, &image, &command));
         let (outcome, output) = match ran {
             Ok(ran) => ran,
             Err(error) => return vec![refused("container", &error)],
