@@ -31,6 +31,7 @@ pub(crate) fn measure(count: u64, program: &Path, scratch: Option<&Path>) -> Res
         run_dir: directory.path().join("run"),
         ids_dir: directory.path().join("ids"),
         cgroup_parent: "lazaret/loadtest".into(),
+        memory_bytes: None,
     })?;
     let rootfs = import(directory.path(), program)?;
     let mut times = Vec::new();

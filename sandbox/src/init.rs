@@ -38,7 +38,7 @@ use crate::container::seccomp::Filters;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::spec::{Rootfs, User};
 use crate::step::{self, Stdio};
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, OneThread};
 use crate::wire::Channel;
 use crate::zygote::name_process;
 
@@ -133,6 +133,7 @@ impl From<Failure> for Error {
 pub(crate) struct Inherited<'a> {
     pub(crate) birth: &'a Birth,
     pub(crate) filters: &'a Filters,
+    pub(crate) one_thread: &'a OneThread,
     /// A directory of the container's own on the host, to attach the storage at.
     pub(crate) staging: &'a Path,
     pub(crate) slot: &'a Slot,
@@ -156,6 +157,7 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
     enter(inherited.birth)?;
     let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
     let proc = Proc::new().at(Stage::Proc)?;
+    inherited.filters.install_on_init().at(Stage::Seccomp)?;
     shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
     let order = match shim.recv() {
@@ -172,7 +174,7 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
     // The shim's descriptor is the last: what keeps the storage is not to be within reach of a step.
     drop((storage, proc));
     shim.send(&Report::Done, &[]).at(Stage::Init)?;
-    Init::new(container.user, workdir)?.serve(shim, inherited.filters)
+    Init::new(container.user, workdir)?.serve(shim, inherited)
 }
 
 /// Comes to be in the container's cgroup and finishes the namespaces that depend on it.
@@ -233,11 +235,11 @@ impl Init {
     }
 
     /// Carries out orders until the shim closes its end.
-    fn serve(&mut self, shim: &mut Channel, filters: &Filters) -> Result<()> {
+    fn serve(&mut self, shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
         loop {
             while let Some((order, fds)) = receive(shim)? {
                 let Some(order) = order else { return Ok(()) };
-                let done = self.carry_out(order, fds, shim, filters);
+                let done = self.carry_out(order, fds, shim, inherited);
                 match done {
                     Ok(None) => {}
                     Ok(Some(report)) => shim.send(&report, &[]).at(Stage::Init)?,
@@ -258,7 +260,7 @@ impl Init {
         order: Order,
         fds: Vec<OwnedFd>,
         shim: &mut Channel,
-        filters: &Filters,
+        inherited: &Inherited<'_>,
     ) -> Result<Option<Report>> {
         match order {
             Order::Become(_) => {
@@ -270,15 +272,15 @@ impl Init {
                 set_file_owner(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() });
                 written.at(Stage::Files).map(|()| Some(Report::Done))
             }
-            Order::Run(step) => self.start(&step, fds, filters).map(|()| None),
+            Order::Run(step) => self.start(&step, fds, inherited).map(|()| None),
             Order::Kill => kill_all().map(|()| None),
         }
     }
 
-    fn start(&mut self, step: &Step, fds: Vec<OwnedFd>, filters: &Filters) -> Result<()> {
+    fn start(&mut self, step: &Step, fds: Vec<OwnedFd>, inherited: &Inherited<'_>) -> Result<()> {
         let stdio = Stdio::try_from(fds).at(Stage::Step)?;
-        match sys::fork().at(Stage::Step)? {
-            Fork::Child => step::main(step, &self.user, stdio, filters),
+        match sys::fork(inherited.one_thread).at(Stage::Step)? {
+            Fork::Child => step::main(step, &self.user, stdio, inherited.filters),
             Fork::Parent(pid) => {
                 self.main = Some(Pid::from_raw(pid.as_raw_nonzero().get()));
                 Ok(())

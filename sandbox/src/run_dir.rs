@@ -4,9 +4,10 @@
 //! ```text
 //! $run/<id>/shim      the shim's pid and start time (a pid alone may be another's by now)
 //! $run/<id>/label     what it runs, once that is known
-//! $run/<id>/outcome   how it ended, until the server has stored it
-//! $run/<id>/storage/  where init attaches the storage, in its own mount namespace; always empty
+//! $run/<id>/outcome   how it ended, if there was no server left to store it
 //! ```
+//!
+//! The directory is also where init attaches the storage, in its own mount namespace.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -46,13 +47,12 @@ impl RunDirectory {
         let pid = rustix::process::getpid();
         let started = start_time(pid)?;
         fs::write(path.join("shim"), format!("{} {started}\n", pid.as_raw_nonzero()))?;
-        fs::create_dir(path.join("storage"))?;
         Ok(Self { path })
     }
 
     /// Where init attaches the storage.
-    pub(crate) fn staging(&self) -> PathBuf {
-        self.path.join("storage")
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Notes what the container runs.
@@ -60,7 +60,7 @@ impl RunDirectory {
         fs::write(self.path.join("label"), label)
     }
 
-    /// Keeps the outcome until the server has it. Whole or not at all.
+    /// Keeps the outcome for the next server. Whole or not at all.
     pub(crate) fn keep(&self, outcome: &Outcome) -> io::Result<()> {
         let unfinished = self.path.join("outcome.new");
         fs::write(&unfinished, wire::encode(outcome)?)?;
@@ -78,7 +78,6 @@ fn remove(path: &Path) -> io::Result<()> {
     for file in ["label", "outcome", "outcome.new"] {
         ignore_missing(fs::remove_file(path.join(file)))?;
     }
-    ignore_missing(fs::remove_dir(path.join("storage")))?;
     // Last but one: without it the directory could not be told from one that is being made.
     ignore_missing(fs::remove_file(path.join("shim")))?;
     ignore_missing(fs::remove_dir(path))
@@ -112,7 +111,8 @@ pub fn reap_orphans(settings: &Settings) -> Result<Vec<Orphan>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).at(Stage::RunDirectory),
     };
-    let parent = cgroup::Parent::open(&settings.cgroup_parent).at(Stage::Cgroup)?;
+    let parent = cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes);
+    let parent = parent.at(Stage::Cgroup)?;
     let mut orphans = Vec::new();
     for entry in entries {
         let entry = entry.at(Stage::RunDirectory)?;

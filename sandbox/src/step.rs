@@ -90,7 +90,7 @@ fn set_up(stdio: [OwnedFd; 3], step: &Step, user: &User, filters: &Filters) -> R
     set_limits(step.open_files).at(Stage::Rlimits)?;
     set_ids(user).at(Stage::Privileges)?;
     drop_capabilities(user).at(Stage::Privileges)?;
-    filters.install().at(Stage::Seccomp)?;
+    filters.install_on_step().at(Stage::Seccomp)?;
     Ok(program)
 }
 

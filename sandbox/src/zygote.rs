@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -29,7 +30,7 @@ use crate::handle::Container;
 use crate::init::Failure;
 use crate::run_dir;
 use crate::shim::{self, Shared};
-use crate::sys::{self, Fork as Forked};
+use crate::sys::{self, Fork as Forked, OneThread};
 use crate::wire::{self, Channel, MAX_FRAME_BYTES};
 
 /// What all containers of one server share.
@@ -42,6 +43,9 @@ pub struct Settings {
     /// The cgroup below which containers get theirs, in every hierarchy, e.g. `lazaret/main`.
     /// Relative to the hierarchy's root.
     pub cgroup_parent: String,
+    /// What all containers together may hold in memory, so that the host keeps the rest; no bound
+    /// of their own if there is none.
+    pub memory_bytes: Option<NonZeroU64>,
 }
 
 /// The server's end of the zygote.
@@ -69,10 +73,11 @@ impl Zygote {
     /// `$run` cannot be made.
     pub fn start(settings: &Settings) -> Result<Self> {
         let (ours, theirs) = wire::pair().at(Stage::Zygote)?;
-        match sys::fork().at(Stage::Zygote)? {
+        let one_thread = OneThread::verify().at(Stage::Zygote)?;
+        match sys::fork(&one_thread).at(Stage::Zygote)? {
             Forked::Child => {
                 drop(ours);
-                main(Channel::new(theirs, MAX_FRAME_BYTES), settings)
+                main(Channel::new(theirs, MAX_FRAME_BYTES), settings, one_thread)
             }
             Forked::Parent(_) => {
                 drop(theirs);
@@ -112,8 +117,8 @@ fn check_id(id: &str) -> io::Result<()> {
 }
 
 /// Lives as the zygote.
-fn main(mut server: Channel, settings: &Settings) -> ! {
-    let code = match prepare(settings) {
+fn main(mut server: Channel, settings: &Settings, one_thread: OneThread) -> ! {
+    let code = match prepare(settings, one_thread) {
         Ok(shared) => match serve(&mut server, &shared) {
             Ok(Side::Zygote) => 0,
             Ok(Side::Shim(id, socket)) => {
@@ -132,7 +137,7 @@ fn main(mut server: Channel, settings: &Settings) -> ! {
 }
 
 /// All that shims will need, made once.
-fn prepare(settings: &Settings) -> Result<Shared> {
+fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
     // A session of its own: what the terminal sends to the server is not for containers.
     rustix::process::setsid().at(Stage::Zygote)?;
     name_process(c"lazaret-zygote").at(Stage::Zygote)?;
@@ -141,8 +146,11 @@ fn prepare(settings: &Settings) -> Result<Shared> {
         .at(Stage::RunDirectory)?;
     Ok(Shared {
         settings: settings.clone(),
-        cgroup: cgroup::Parent::open(&settings.cgroup_parent).at(Stage::Cgroup)?,
+        cgroup: cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes)
+            .at(Stage::Cgroup)?,
         filters: Filters::compile().at(Stage::Seccomp)?,
+        cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
+        one_thread,
     })
 }
 
@@ -167,7 +175,7 @@ fn serve(server: &mut Channel, shared: &Shared) -> Result<Side> {
             let Some(Fork { id }) = request else {
                 return Ok(Side::Zygote);
             };
-            let answer: Answer = match fork_shim(&id, fds).at(Stage::Shim) {
+            let answer: Answer = match fork_shim(&id, fds, &shared.one_thread).at(Stage::Shim) {
                 Ok(Born::Here(socket)) => return Ok(Side::Shim(id, socket)),
                 Ok(Born::There(pid)) => {
                     shims.insert(pid, id);
@@ -199,11 +207,11 @@ enum Born {
     There(i32),
 }
 
-fn fork_shim(id: &str, fds: Vec<OwnedFd>) -> io::Result<Born> {
+fn fork_shim(id: &str, fds: Vec<OwnedFd>, one_thread: &OneThread) -> io::Result<Born> {
     check_id(id)?;
     let mut fds = fds.into_iter();
     let socket = fds.next().ok_or_else(|| io::Error::other("no socket came"))?;
-    match sys::fork()? {
+    match sys::fork(one_thread)? {
         Forked::Child => Ok(Born::Here(socket)),
         Forked::Parent(pid) => Ok(Born::There(pid.as_raw_nonzero().get())),
     }

@@ -10,10 +10,12 @@ mod v1;
 mod v2;
 
 use std::io::{self, ErrorKind};
+use std::num::NonZeroU64;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use cgroups_rs::fs::hierarchies;
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::{Cgroup, hierarchies};
 use rustix::event::PollFlags;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -79,12 +81,13 @@ pub(crate) struct Counters {
 }
 
 impl Parent {
-    /// Makes the parent cgroup, or finds it.
-    pub(crate) fn open(path: &str) -> io::Result<Self> {
+    /// Makes the parent cgroup, or finds it, and bounds what all containers together may hold in
+    /// memory.
+    pub(crate) fn make(path: &str, memory_bytes: Option<NonZeroU64>) -> io::Result<Self> {
         if hierarchies::is_cgroup2_unified_mode() {
-            v2::Parent::open(path).map(Self::V2)
+            v2::Parent::make(path, memory_bytes).map(Self::V2)
         } else {
-            v1::Parent::open(path).map(Self::V1)
+            v1::Parent::make(path, memory_bytes).map(Self::V1)
         }
     }
 
@@ -191,6 +194,15 @@ impl Leaf {
             Self::V2(leaf) => leaf.remove(),
         }
     }
+}
+
+/// Bounds the memory of a cgroup that cgroups-rs made.
+fn bound_memory(cgroup: &Cgroup, bytes: Option<NonZeroU64>) -> io::Result<()> {
+    let memory = cgroup.controller_of::<MemController>();
+    let memory = memory.ok_or_else(|| io::Error::other("the memory controller is missing"))?;
+    // -1 is the kernel's word for no bound.
+    let bytes = bytes.map_or(-1, |bytes| i64::try_from(bytes.get()).unwrap_or(i64::MAX));
+    memory.set_limit(bytes).map_err(io::Error::other)
 }
 
 /// The most processes that a step's limit allows in the cgroup.

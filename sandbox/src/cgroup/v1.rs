@@ -1,6 +1,7 @@
 //! cgroup v1: a hierarchy for each controller (kernel: admin-guide/cgroup-v1).
 
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cgroups_rs::fs::hierarchies::V1;
@@ -9,8 +10,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    CPU_PERIOD_US, Counters, cpu_quota_us, field, open, pids_max, read, read_number, remove,
-    without_init, write, write_number,
+    CPU_PERIOD_US, Counters, bound_memory, cpu_quota_us, field, open, pids_max, read, read_number,
+    remove, without_init, write, write_number,
 };
 use crate::error::Context;
 use crate::spec::Limits;
@@ -47,7 +48,7 @@ pub(crate) struct Parent {
 }
 
 impl Parent {
-    pub(super) fn open(path: &str) -> io::Result<Self> {
+    pub(super) fn make(path: &str, memory_bytes: Option<NonZeroU64>) -> io::Result<Self> {
         let hierarchy = V1::new();
         for controller in CONTROLLERS.iter().chain([&Controllers::Devices]) {
             if hierarchy.get_mount_point(controller.clone()).is_none() {
@@ -57,8 +58,10 @@ impl Parent {
             }
         }
         let names = CONTROLLERS.iter().chain([&Controllers::Devices]).map(ToString::to_string);
-        Cgroup::new_with_specified_controllers(Box::new(V1::new()), path, Some(names.collect()))
+        let names = Some(names.collect());
+        let cgroup = Cgroup::new_with_specified_controllers(Box::new(V1::new()), path, names)
             .map_err(io::Error::other)?;
+        bound_memory(&cgroup, memory_bytes)?;
         let directory = |controller: Controllers| {
             let (mount_point, _) = hierarchy
                 .get_mount_point(controller)

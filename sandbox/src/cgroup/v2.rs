@@ -1,6 +1,7 @@
 //! cgroup v2: one hierarchy for all controllers (kernel: admin-guide/cgroup-v2).
 
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cgroups_rs::fs::hierarchies::V2;
@@ -8,8 +9,8 @@ use cgroups_rs::fs::{Cgroup, Hierarchy};
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    CPU_PERIOD_US, Counters, cpu_quota_us, field, open, pids_max, read, read_number, remove,
-    without_init, write, write_number,
+    CPU_PERIOD_US, Counters, bound_memory, cpu_quota_us, field, open, pids_max, read, read_number,
+    remove, without_init, write, write_number,
 };
 use crate::error::Context;
 use crate::spec::Limits;
@@ -27,12 +28,13 @@ pub(crate) struct Parent {
 }
 
 impl Parent {
-    pub(super) fn open(path: &str) -> io::Result<Self> {
+    pub(super) fn make(path: &str, memory_bytes: Option<NonZeroU64>) -> io::Result<Self> {
         let hierarchy = V2::new();
         let directory = hierarchy.root().join(path);
         let names = CONTROLLERS.iter().map(ToString::to_string).collect();
-        Cgroup::new_with_specified_controllers(Box::new(hierarchy), path, Some(names))
+        let cgroup = Cgroup::new_with_specified_controllers(Box::new(hierarchy), path, Some(names))
             .map_err(io::Error::other)?;
+        bound_memory(&cgroup, memory_bytes)?;
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&directory, flags, Mode::empty())
             .context(|| format!("could not open `{}`", directory.display()))?;

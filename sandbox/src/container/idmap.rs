@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use rustix::process::{Pid, WaitOptions};
 
 use crate::error::Context;
-use crate::sys::{self, Fork, Namespaces};
+use crate::sys::{self, Fork, Namespaces, OneThread};
 
 /// Ids in one slot: inner ids 0 to 65535.
 pub(crate) const IDS_PER_SLOT: u32 = 65_536;
@@ -68,9 +68,9 @@ impl Slot {
     ///
     /// It takes a process to make one: a child is born in it, and while it waits for the end of
     /// a pipe its maps are written and its namespace is opened.
-    pub(crate) fn user_namespace(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn user_namespace(&self, one_thread: &OneThread) -> io::Result<OwnedFd> {
         let (wait, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        match sys::clone_process(Namespaces::USER, None)? {
+        match sys::clone_process(one_thread, Namespaces::USER, None)? {
             Fork::Child => {
                 drop(release);
                 // Any answer is the end: the parent has what it came for, or is gone.

@@ -111,14 +111,15 @@ pub(crate) fn set_ids(user: &User) -> io::Result<()> {
 /// [`ROOT_CAPABILITIES`] inside its user namespace.
 pub(crate) fn drop_capabilities(user: &User) -> io::Result<()> {
     let kept = if user.uid == 0 { ROOT_CAPABILITIES } else { CapabilitySet::empty() };
-    for bit in 0..CapabilitySet::all().bits().count_ones().max(41) {
+    for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         if kept.contains(capability) {
             continue;
         }
         match remove_capability_from_bounding_set(capability) {
-            // Beyond the last capability of this kernel.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Ok(()) => {}
+            // The first number beyond the last capability of this kernel.
+            Err(rustix::io::Errno::INVAL) => break,
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,31 +1,34 @@
 //! The three filters that every step runs under, compiled once from the rules in `seccomp/`.
 //!
-//! | filter | a call that matches | any other call |
-//! |---|---|---|
-//! | `allow.json` | goes on | `ENOSYS`: libcs fall back to what they know |
-//! | `sockets.json` | `EAFNOSUPPORT` | goes on |
-//! | `refuse.json` | `EPERM` | goes on |
+//! | filter | a call that matches | any other call | installed by |
+//! |---|---|---|---|
+//! | `allow.json` | goes on | `ENOSYS`: libcs fall back to what they know | init, before the job is known |
+//! | `sockets.json` | `EAFNOSUPPORT` | goes on | the step |
+//! | `refuse.json` | `EPERM` | goes on | the step |
 //!
-//! They are installed in this order: where several answer with an error, that of the filter
-//! installed last counts (seccomp(2)). All of them end a process that enters the kernel through
-//! another architecture's calls, since `int 0x80` would walk round rules for 64-bit arguments.
-//! Arguments that the kernel reads as `int` are compared as 32 bits: compared as 64 they could be
-//! told apart from what the kernel will see.
+//! Where several answer with an error, that of the filter installed last counts (seccomp(2)). The
+//! long list is the dear one (0.4 ms for the kernel to translate), so it is installed ahead; what
+//! init still needs after that, to build the container, stands in it too, and in `refuse.json`.
+//!
+//! All of them end a process that enters the kernel through another architecture's calls, since
+//! `int 0x80` would walk round rules for 64-bit arguments. Arguments that the kernel reads as
+//! `int` are compared as 32 bits: compared as 64 they could be told apart from what it will see.
 
 use std::io;
 
 use seccompiler::{BpfProgram, TargetArch, apply_filter, compile_from_json};
 
-/// Each rule with the reason it is there.
-const RULES: [(&str, &str); 3] = [
-    ("allow", include_str!("../seccomp/allow.json")),
-    ("sockets", include_str!("../seccomp/sockets.json")),
-    ("refuse", include_str!("../seccomp/refuse.json")),
-];
+const ALLOW: (&str, &str) = ("allow", include_str!("../seccomp/allow.json"));
+const SOCKETS: (&str, &str) = ("sockets", include_str!("../seccomp/sockets.json"));
+const REFUSE: (&str, &str) = ("refuse", include_str!("../seccomp/refuse.json"));
 
 /// The filters, ready to be installed.
 #[derive(Debug, Clone)]
-pub(crate) struct Filters(Vec<BpfProgram>);
+pub(crate) struct Filters {
+    allow: BpfProgram,
+    sockets: BpfProgram,
+    refuse: BpfProgram,
+}
 
 impl Filters {
     /// Compiles the rules for this machine.
@@ -37,15 +40,18 @@ impl Filters {
             let missing = || io::Error::other(format!("no rules are called `{name}`"));
             programs.remove(name).ok_or_else(missing)
         };
-        RULES.into_iter().map(compile).collect::<io::Result<_>>().map(Self)
+        Ok(Self { allow: compile(ALLOW)?, sockets: compile(SOCKETS)?, refuse: compile(REFUSE)? })
     }
 
-    /// Confines this process and all that it becomes.
-    pub(crate) fn install(&self) -> io::Result<()> {
-        for program in &self.0 {
-            apply_filter(program).map_err(io::Error::other)?;
-        }
-        Ok(())
+    /// Confines init, and with it all that it will start, to the calls that are known to be good.
+    pub(crate) fn install_on_init(&self) -> io::Result<()> {
+        apply_filter(&self.allow).map_err(io::Error::other)
+    }
+
+    /// Refuses a step, and all that it becomes, what only init needed.
+    pub(crate) fn install_on_step(&self) -> io::Result<()> {
+        apply_filter(&self.sockets).map_err(io::Error::other)?;
+        apply_filter(&self.refuse).map_err(io::Error::other)
     }
 }
 
@@ -55,7 +61,7 @@ mod tests {
 
     #[test]
     fn every_rule_has_a_reason_and_stands_once() {
-        for (name, rules) in RULES {
+        for (name, rules) in [ALLOW, SOCKETS, REFUSE] {
             let rules: serde_json::Value = serde_json::from_str(rules).expect("JSON");
             let filter = rules[name]["filter"].as_array().expect("a list of rules");
             let mut seen = std::collections::HashSet::new();
@@ -68,10 +74,29 @@ mod tests {
     }
 
     #[test]
+    fn what_only_init_needs_is_refused_to_steps() {
+        let allow: serde_json::Value = serde_json::from_str(ALLOW.1).expect("JSON");
+        let rules = allow["allow"]["filter"].as_array().expect("a list of rules");
+        let of_init = rules.iter().filter(|rule| rule["comment"] == INIT_REASON);
+        let names: Vec<&str> = of_init.filter_map(|rule| rule["syscall"].as_str()).collect();
+        assert!(names.len() > 5, "{names:?}");
+        let refuse: serde_json::Value = serde_json::from_str(REFUSE.1).expect("JSON");
+        for name in names {
+            let is_refused =
+                |rule: &serde_json::Value| rule["syscall"] == name && rule.get("args").is_none();
+            let rules = refuse["refuse"]["filter"].as_array().expect("a list of rules");
+            assert!(rules.iter().any(is_refused), "`{name}` is not refused");
+        }
+    }
+
+    #[test]
     fn the_rules_compile() {
         let filters = Filters::compile().expect("programs");
-        assert_eq!(filters.0.len(), RULES.len());
         // BPF_MAXINSNS: the kernel refuses longer programs.
-        assert!(filters.0.iter().all(|program| program.len() <= 4096));
+        for program in [&filters.allow, &filters.sockets, &filters.refuse] {
+            assert!((1..=4096).contains(&program.len()));
+        }
     }
+
+    const INIT_REASON: &str = "builds the container, and is refused to steps";
 }

@@ -35,7 +35,7 @@ use crate::outcome::{Outcome, StepOutcome, Verdict};
 use crate::run_dir::RunDirectory;
 use crate::spec::{ContainerSpec, StepSpec, When};
 use crate::spool::SpoolWriter;
-use crate::sys::{self, Fork, Namespaces};
+use crate::sys::{self, Fork, Namespaces, OneThread};
 use crate::wire::{Channel, MAX_SPEC_BYTES};
 use crate::zygote::{Settings, name_process};
 
@@ -45,6 +45,9 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) cgroup: cgroup::Parent,
     pub(crate) filters: Filters,
+    /// CPUs of the host: what a container can use at most at one time.
+    pub(crate) cores: u64,
+    pub(crate) one_thread: OneThread,
 }
 
 /// Lives as the shim of the container `id`.
@@ -66,11 +69,11 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
     let mut server = Server::new(Channel::new(socket, MAX_SPEC_BYTES));
     let directory = RunDirectory::create(&shared.settings.run_dir, id).at(Stage::RunDirectory)?;
     let container = match ground(id, &directory, shared) {
-        Ok(ground) => match ground.fork_init()? {
+        Ok(ground) => match ground.fork_init(&shared.one_thread)? {
             Side::Shim(container) => await_prepared(container),
             Side::Init(ground, socket) => {
                 drop(server);
-                ground.become_init(socket, &shared.filters)
+                ground.become_init(socket, shared)
             }
         },
         Err(error) => Err(error),
@@ -83,13 +86,13 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
         return directory.remove().at(Stage::RunDirectory);
     };
     directory.set_label(&spec.label).at(Stage::RunDirectory)?;
-    let outcome = run(container, &spec, spool, &mut server);
-    directory.keep(&outcome).at(Stage::RunDirectory)?;
-    server.tell(&Event::Finished(outcome)).at(Stage::Shim)?;
+    let outcome = run(container, (&spec, spool), &mut server, shared.cores);
+    server.tell(&Event::Finished(outcome.clone())).at(Stage::Shim)?;
     if server.await_acknowledgement().at(Stage::Shim)? {
-        directory.remove().at(Stage::RunDirectory)?;
+        directory.remove().at(Stage::RunDirectory)
+    } else {
+        directory.keep(&outcome).at(Stage::RunDirectory)
     }
-    Ok(())
 }
 
 /// Leaves the server's session, and its terminal but for stderr.
@@ -119,7 +122,7 @@ enum Side {
 fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground> {
     let hint = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
     let slot = Slot::take(Path::new(&shared.settings.ids_dir), hint).at(Stage::Ids)?;
-    let user_namespace = slot.user_namespace().at(Stage::Namespaces)?;
+    let user_namespace = slot.user_namespace(&shared.one_thread).at(Stage::Namespaces)?;
     let leaf = shared.cgroup.make_leaf(id).at(Stage::Cgroup)?;
     let birth = match leaf.birth() {
         Ok(birth) => birth,
@@ -128,17 +131,17 @@ fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground>
             return Err(error).at(Stage::Cgroup);
         }
     };
-    Ok(Ground { leaf, birth, slot, user_namespace, staging: directory.staging() })
+    Ok(Ground { leaf, birth, slot, user_namespace, staging: directory.path().to_owned() })
 }
 
 impl Ground {
-    fn fork_init(self) -> Result<Side> {
+    fn fork_init(self, one_thread: &OneThread) -> Result<Side> {
         let (ours, theirs) = crate::wire::pair().at(Stage::Init)?;
         let cgroup = match &self.birth {
             Birth::Into(directory) => Some(directory.as_fd()),
             Birth::Enter(_) => None,
         };
-        match sys::clone_process(Namespaces::CONTAINER, cgroup).at(Stage::Namespaces)? {
+        match sys::clone_process(one_thread, Namespaces::CONTAINER, cgroup).at(Stage::Namespaces)? {
             Fork::Child => Ok(Side::Init(self, theirs)),
             Fork::Parent(pid) => {
                 Container::new(self.leaf, self.slot, (ours, pid)).at(Stage::Init).map(Side::Shim)
@@ -146,10 +149,11 @@ impl Ground {
         }
     }
 
-    fn become_init(&self, socket: OwnedFd, filters: &Filters) -> ! {
+    fn become_init(&self, socket: OwnedFd, shared: &Shared) -> ! {
         let inherited = Inherited {
             birth: &self.birth,
-            filters,
+            filters: &shared.filters,
+            one_thread: &shared.one_thread,
             staging: &self.staging,
             slot: &self.slot,
             user_namespace: self.user_namespace.as_fd(),
@@ -171,9 +175,9 @@ fn await_prepared(mut container: Container) -> Result<Container> {
 /// Runs the job and removes the container; what fails on the way is a fault.
 fn run(
     container: Result<Container>,
-    spec: &ContainerSpec,
-    spool: OwnedFd,
+    (spec, spool): (&ContainerSpec, OwnedFd),
     server: &mut Server,
+    cores: u64,
 ) -> Outcome {
     let container = match container {
         Ok(container) => container,
@@ -184,6 +188,7 @@ fn run(
         spec,
         spool: SpoolWriter::new(spool),
         server,
+        cores,
         started: None,
         steps: Vec::new(),
         is_over: false,
@@ -223,6 +228,8 @@ struct Job<'a> {
     spec: &'a ContainerSpec,
     spool: SpoolWriter,
     server: &'a mut Server,
+    /// CPUs of the host.
+    cores: u64,
     /// When its first program was executed.
     started: Option<Duration>,
     /// The steps that have ended.

@@ -107,7 +107,7 @@ impl<'j, 's> Running<'j, 's> {
         launched: Launched,
         (at, baseline): (Duration, Counters),
     ) -> Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+        let cores = job.cores;
         let Launched { gate, stdin, stdout, stderr } = launched;
         Ok(Self {
             job,
@@ -367,6 +367,10 @@ impl<'j, 's> Running<'j, 's> {
         self.with_output(|output, _, sink| output.drain(sink))?;
         let counters = self.job.container.leaf.counters().at(Stage::Cgroup)?;
         let usage = self.usage(&counters, ended_at.saturating_sub(self.started));
+        if usage.oom_kills > 0 {
+            // Even if the main process was not among the killed: what is left is half a job.
+            self.job.is_over = true;
+        }
         if self.is_init_dead && self.killed.is_none() && usage.oom_kills == 0 {
             return Err(io::Error::other("init ended by itself")).at(Stage::Init);
         }

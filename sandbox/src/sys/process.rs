@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -24,8 +25,6 @@ pub(crate) enum Fork {
 pub(crate) struct Namespaces(u32);
 
 impl Namespaces {
-    /// None: the child shares all of them.
-    pub(crate) const NONE: Self = Self(0);
     /// A user namespace only.
     pub(crate) const USER: Self = Self(libc::CLONE_NEWUSER.cast_unsigned());
     /// All that a container is made of, but for the user and the cgroup namespace, which are
@@ -40,19 +39,46 @@ impl Namespaces {
     );
 }
 
-/// fork(2), refused when the process has a second thread: then only async-signal-safe calls
-/// would be allowed in the child.
-pub(crate) fn fork() -> io::Result<Fork> {
-    clone_process(Namespaces::NONE, None)
+/// Proof that this process has one thread, which is what makes a fork safe: in the child of a
+/// process with several, only async-signal-safe calls would be allowed. It is found out once, in
+/// the process that all others here descend from, and none of them starts a thread.
+#[derive(Debug)]
+pub(crate) struct OneThread {
+    /// Neither sent to another thread nor shared with one.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl OneThread {
+    /// The proof, or an error if there is a second thread.
+    pub(crate) fn verify() -> io::Result<Self> {
+        // The count of threads is field 20 of stat(5); the command name before it may hold
+        // anything but ends at the last parenthesis.
+        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        let threads = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(17));
+        match threads {
+            Some("1") => Ok(Self { _not_send: PhantomData }),
+            _ => Err(io::Error::other("a process with several threads cannot be forked safely")),
+        }
+    }
+}
+
+/// fork(2).
+pub(crate) fn fork(_proof: &OneThread) -> io::Result<Fork> {
+    // SAFETY: the process has one thread, so no lock is held by a thread that the child lacks,
+    // and the child may allocate.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        pid => parent(i64::from(pid)),
+    }
 }
 
 /// A copy of this process in new namespaces, born in `cgroup` if one is given (clone3(2) with
 /// `CLONE_INTO_CGROUP`, Linux 5.7, cgroup v2 only).
 pub(crate) fn clone_process(
+    _proof: &OneThread,
     namespaces: Namespaces,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> io::Result<Fork> {
-    require_one_thread()?;
     // SAFETY: every field of `clone_args` is an integer, for which zero bits are a value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(namespaces.0);
@@ -66,23 +92,14 @@ pub(crate) fn clone_process(
     // call is a fork; the process has one thread, so no lock is held by a thread that the child
     // lacks and the child may allocate.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size) };
-    match i32::try_from(pid) {
-        Ok(0) => Ok(Fork::Child),
-        Ok(pid) if pid > 0 => Pid::from_raw(pid)
-            .map(Fork::Parent)
-            .ok_or_else(|| io::Error::other("clone3 answered with no pid")),
-        _ => Err(io::Error::last_os_error()),
-    }
+    if pid == 0 { Ok(Fork::Child) } else { parent(pid) }
 }
 
-fn require_one_thread() -> io::Result<()> {
-    // Field 20 of stat(5) counts the threads; the command name before it may hold anything but
-    // ends at the last parenthesis.
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let threads = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(17));
-    match threads {
-        Some("1") => Ok(()),
-        _ => Err(io::Error::other("a process with several threads cannot be forked safely")),
+/// The parent's side of a fork that answered with a pid, or with an error.
+fn parent(pid: i64) -> io::Result<Fork> {
+    match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        Some(child) if pid > 0 => Ok(Fork::Parent(child)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

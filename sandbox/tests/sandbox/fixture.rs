@@ -49,6 +49,7 @@ impl Sandbox {
             run_dir: format!("/run/lazaret/{name}").into(),
             ids_dir: "/run/lazaret/ids".into(),
             cgroup_parent: format!("lazaret/{name}"),
+            memory_bytes: NonZeroU64::new(8 << 30),
         };
         let zygote = Zygote::start(&settings).expect("a zygote");
         let directory = tempfile::tempdir().expect("a directory");

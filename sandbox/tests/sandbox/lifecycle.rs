@@ -23,7 +23,7 @@ fn a_container_that_is_not_used_leaves_nothing(sandbox: &Sandbox) {
     let container = sandbox.spawn();
     let id = container.id().to_owned();
     let directory = sandbox.settings().run_dir.join(&id);
-    await_that("the container was not made", || directory.join("storage").exists());
+    await_that("the container was not made", || directory.join("shim").exists());
     drop(container);
     leftovers::assert_none(sandbox.settings(), &id);
 }
@@ -90,7 +90,6 @@ fn a_container_outlives_the_interest_of_its_caller(sandbox: &Sandbox) {
     for file in ["outcome", "label", "shim"] {
         fs::remove_file(directory.join(file)).expect("removed");
     }
-    fs::remove_dir(directory.join("storage")).expect("removed");
     fs::remove_dir(directory).expect("removed");
 }
 

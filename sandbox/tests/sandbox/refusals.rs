@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     unknown_calls_look_as_if_the_kernel_had_none,
     calls_of_another_architecture_are_fatal,
     sockets_that_reach_the_host_are_refused,
+    namespaces_are_forbidden_twice,
     init_cannot_be_touched,
     devices_cannot_be_made,
     nothing_outside_its_own_files_can_be_written,
@@ -147,6 +148,12 @@ fn sockets_that_reach_the_host_are_refused(sandbox: &Sandbox) {
     if Path::new("/proc/net/if_inet6").exists() {
         assert_eq!(errors(sandbox, &["41, 10, 2, 0"]), [0]);
     }
+}
+
+/// Seccomp refuses to make namespaces; were it to fail, so would their number.
+fn namespaces_are_forbidden_twice(sandbox: &Sandbox) {
+    let limits = sandbox.script("cat /proc/sys/user/max_*_namespaces | sort -u");
+    assert_eq!(sandbox.stdout_of(limits), "0\n");
 }
 
 fn init_cannot_be_touched(sandbox: &Sandbox) {

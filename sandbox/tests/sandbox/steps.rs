@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_step_may_be_allowed_to_fail,
     conditions_decide_what_runs_after_a_failure,
     a_step_over_its_limit_leaves_the_container_to_those_that_always_run,
+    a_step_out_of_memory_is_the_end_of_the_job,
     processes_left_behind_are_gone_before_the_next_step,
     each_step_is_charged_what_it_used,
     a_step_starts_where_it_says,
@@ -76,6 +77,15 @@ fn a_step_over_its_limit_leaves_the_container_to_those_that_always_run(sandbox: 
     assert_eq!(verdicts(&ran), [Verdict::WallLimit, Verdict::Success]);
     assert_eq!(ran.outcome.verdict, Verdict::WallLimit);
     assert_eq!(ran.stdout(1), "x\n");
+}
+
+fn a_step_out_of_memory_is_the_end_of_the_job(sandbox: &Sandbox) {
+    let eat = "/usr/bin/python3 -I -c 'x = b\"x\" * (100 << 20)'; exit 0";
+    let mut spec = with_steps(sandbox, &[eat, "echo never"]);
+    spec.steps[0].limits.memory_bytes = bytes(64 << 20);
+    spec.steps[1].when = When::Always;
+    let ran = sandbox.run(spec);
+    assert_eq!(verdicts(&ran), [Verdict::MemoryLimit, Verdict::Skipped]);
 }
 
 fn processes_left_behind_are_gone_before_the_next_step(sandbox: &Sandbox) {

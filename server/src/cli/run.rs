@@ -89,6 +89,7 @@ fn execute(args: &Args) -> Result<ExitCode, CliError> {
         run_dir: RUN_DIR.into(),
         ids_dir: IDS_DIR.into(),
         cgroup_parent: CGROUP_PARENT.into(),
+        memory_bytes: None,
     })
     .map_err(CliError::refused)?;
     let store = args.place.open()?;

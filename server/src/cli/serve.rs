@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -96,6 +97,7 @@ fn open(config: Config) -> Result<Opened, CliError> {
         run_dir: config.run_dir.clone(),
         ids_dir: config.ids_dir.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
+        memory_bytes: NonZeroU64::new(config.capacity.memory_bytes),
     };
     // Before the lock is taken: who is forked would hold it, too, and longer than this process.
     let zygote = Zygote::start(&settings).map_err(|error| no_sandbox(&error))?;

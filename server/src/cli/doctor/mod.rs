@@ -69,6 +69,7 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         run_dir: scratch.path.join("run"),
         ids_dir: "/run/lazaret/ids".into(),
         cgroup_parent: "lazaret/doctor".into(),
+        memory_bytes: None,
     });
     let mut findings = vec![host::privileges(), host::kernel()];
     findings.extend(cgroups::look());
