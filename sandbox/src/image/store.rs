@@ -4,10 +4,10 @@
 //! the index is replaced. Whatever is killed at whatever point, the index names whole layers only.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -37,6 +37,8 @@ pub struct ImageStore {
     directory: PathBuf,
     host: Image,
     skeleton: Skeleton,
+    /// Another version of this program has another skeleton, and would clean ours away.
+    _host_layer: Hold,
 }
 
 /// Keeps the layers of an image from being removed, by any process, until it is dropped.
@@ -63,14 +65,17 @@ impl ImageStore {
             .recursive(true)
             .mode(0o700)
             .create(&layers)
+            .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)))
             .doing(|| format!("could not make `{}`", layers.display()))?;
         let skeleton = Skeleton::of_host(Path::new("/"))?;
         let name: ImageName = HOST_IMAGE.parse()?;
         let layer = Layer { digest: skeleton.digest()?, size_bytes: 0 };
         let host = image_of(name, layer, host::config(), None)?;
-        let store = Self { directory: directory.to_owned(), host, skeleton };
+        let (directory, _host_layer) = (directory.to_owned(), Hold { _layers: Vec::new() });
+        let mut store = Self { directory, host, skeleton, _host_layer };
         store.read_index()?;
         store.make_host_layer()?;
+        store._host_layer = store.hold(&store.host)?;
         Ok(store)
     }
 

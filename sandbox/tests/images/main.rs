@@ -311,3 +311,14 @@ fn the_built_in_image_is_always_there() {
     let mode = fs::metadata(place.directory.path().join("images")).expect("there").mode();
     assert_eq!(mode & 0o777, 0o700);
 }
+
+#[test]
+fn the_built_in_images_layer_is_held_while_its_store_is_open() {
+    use rustix::fs::{FlockOperation, flock};
+    let place = Place::new();
+    let image = place.store.get("host").expect("read").expect("there");
+    let layer = fs::File::open(place.root_of(&image)).expect("opened");
+    assert!(flock(&layer, FlockOperation::NonBlockingLockExclusive).is_err());
+    drop(place.store);
+    flock(&layer, FlockOperation::NonBlockingLockExclusive).expect("free");
+}
