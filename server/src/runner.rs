@@ -40,7 +40,7 @@ pub struct Claimed {
     /// The number of this attempt.
     pub attempt: u32,
     /// What is run.
-    pub spec: JobSpec,
+    pub spec: Arc<JobSpec>,
     /// What it brings along.
     pub inputs: Inputs,
 }
@@ -163,7 +163,7 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<(Container, Hold)
     let spool: File = runner.files.create_spool(id, attempt).map_err(Fault::Spool)?;
     let image = match runner.images.get(&spec.image.name)? {
         Some(image) if image.digest.to_string() == spec.image.digest => image,
-        Some(_) | None => return Err(Fault::ImageGone(spec.image.name)),
+        Some(_) | None => return Err(Fault::ImageGone(spec.image.name.clone())),
     };
     let hold = runner.images.hold(&image)?;
     let mut container = runner.zygote.spawn(&format!("{id}-{attempt}"))?;

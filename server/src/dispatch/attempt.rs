@@ -39,7 +39,7 @@ impl Inner {
         };
         let inputs = self.store.inputs(id).await?;
         job.moved(State::Running, stored.attempt);
-        let (attempt, spec) = (stored.attempt, stored.spec);
+        let (attempt, spec) = (stored.attempt, Arc::new(stored.spec));
         Ok(Some((Claimed { id, attempt, spec, inputs }, job)))
     }
 
