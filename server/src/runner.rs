@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lazaret_sandbox::image::{Hold, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
-use lazaret_sandbox::{Container, Event, Zygote};
+use lazaret_sandbox::{Container, Event};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -16,6 +16,7 @@ use crate::job::{Inputs, JobEnd, JobId, JobSpec};
 use crate::live::LiveJob;
 use crate::logs::LogFiles;
 use crate::logs::harvest::{self, Harvest};
+use crate::pool::Pool;
 use crate::store::KeptLog;
 
 /// How much longer than its own limit a container may take before its shim is given up.
@@ -24,8 +25,8 @@ const GRACE: Duration = Duration::from_secs(60);
 /// What attempts are run with.
 #[derive(Debug)]
 pub struct Runner {
-    /// Makes containers.
-    pub zygote: Zygote,
+    /// Has containers.
+    pub pool: Pool,
     /// What containers are made of.
     pub images: ImageStore,
     /// Where they write.
@@ -166,7 +167,7 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<(Container, Hold)
         Some(_) | None => return Err(Fault::ImageGone(spec.image.name.clone())),
     };
     let hold = runner.images.hold(&image)?;
-    let mut container = runner.zygote.spawn(&format!("{id}-{attempt}"))?;
+    let mut container = runner.pool.take()?;
     let asked = spec.container(id.to_string(), runner.images.rootfs(&image), inputs);
     container.start(asked, spool.as_fd())?;
     Ok((container, hold))

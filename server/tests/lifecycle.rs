@@ -160,7 +160,7 @@ fn a_job_that_falls_with_its_server_twice_is_a_fault() {
 #[test]
 fn a_job_whose_shim_was_killed_starts_once_more() {
     let dir = tempfile::tempdir().expect("a directory");
-    let server = Server::start(&dir.path().join("data"));
+    let server = Server::start_with(&dir.path().join("data"), "warm_containers = 0");
     let id = server.submit(&json!({"script": "echo begun; sleep 1"}));
     // Its output says that it runs, and so that there is a shim.
     let path = format!("/v1/jobs/{id}/logs");
@@ -172,4 +172,20 @@ fn a_job_whose_shim_was_killed_starts_once_more() {
     let job = server.wait_for(&id, "finished");
     assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(2)), "{job}");
     assert_eq!(server.get(&path).body, "begun\nbegun\n", "both attempts are in the log");
+}
+
+#[test]
+fn a_waiting_container_that_was_killed_costs_no_job() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_with(&dir.path().join("data"), "warm_containers = 2");
+    while server.shims().len() < 2 {
+        std::thread::yield_now();
+    }
+    for shim in server.shims() {
+        send_signal("KILL", shim);
+    }
+    for _ in 0..3 {
+        let job = server.run(&json!({"command": ["true"]}));
+        assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(1)), "{job}");
+    }
 }

@@ -31,6 +31,7 @@ use crate::api::{self, Api};
 use crate::config::{Config, Flags, log_filter};
 use crate::dispatch::Dispatch;
 use crate::logs::LogFiles;
+use crate::pool::Pool;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
 use crate::{clock, listener, store, telemetry};
@@ -112,7 +113,8 @@ fn open(config: Config) -> Result<Opened, CliError> {
         .map_err(|error| CliError::Failed(format!("could not open the images: {error}")))?;
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
-    Ok(Opened { config, runner: Runner { zygote, images, files }, _lock: lock })
+    let pool = Pool::new(zygote, config.warm_containers);
+    Ok(Opened { config, runner: Runner { pool, images, files }, _lock: lock })
 }
 
 /// Takes as many descriptors as this process may have: each connection and each live container

@@ -114,5 +114,19 @@ impl Inner {
     fn free(self: &Arc<Self>, id: JobId) {
         self.scheduler().release(id);
         self.pump();
+        self.fill_pool();
+    }
+
+    /// Has the container of a later job made, now that none waits for the CPU that this takes.
+    pub(super) fn fill_pool(&self) {
+        if self.drain.is_cancelled() {
+            return;
+        }
+        let runner = Arc::clone(&self.runner);
+        self.tracker.spawn_blocking(move || {
+            if let Err(error) = runner.pool.fill() {
+                tracing::error!(%error, "could not make a container ahead of time");
+            }
+        });
     }
 }

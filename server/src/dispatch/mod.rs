@@ -173,6 +173,7 @@ impl Dispatch {
     pub async fn recover(&self) -> Result<(), recover::RecoverError> {
         self.0.recover().await?;
         self.0.pump();
+        self.0.fill_pool();
         Ok(())
     }
 }
