@@ -161,7 +161,8 @@ impl Server {
         let length = body.len();
         write!(
             stream,
-            "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.0\r\nHost: test\r\n\
+             {headers}Content-Length: {length}\r\n\r\n{body}"
         )
         .expect("sent");
         stream
