@@ -118,10 +118,10 @@ enum Fault {
 }
 
 /// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault.
-pub async fn run(runner: &Arc<Runner>, claimed: Claimed, job: &LiveJob) -> Ended {
+pub async fn run(runner: &Runner, claimed: Claimed, job: &LiveJob) -> Ended {
     let (id, attempt) = (claimed.id, claimed.attempt);
     let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + GRACE;
-    let (outcome, container) = match start(runner, claimed).await {
+    let (outcome, container) = match start(runner, claimed) {
         Ok(mut running) => match tokio::time::timeout(bound, watch(&mut running, job)).await {
             Ok(Ok(outcome)) => (Ok(outcome), Some(running)),
             Ok(Err(fault)) => (Err(fault), None),
@@ -129,7 +129,7 @@ pub async fn run(runner: &Arc<Runner>, claimed: Claimed, job: &LiveJob) -> Ended
         },
         Err(fault) => (Err(fault), None),
     };
-    let mut harvest = reap_spool(runner, id, attempt).await;
+    let mut harvest = reap_spool(runner, id, attempt);
     let end = match outcome {
         Ok(outcome) => JobEnd {
             verdict: outcome.verdict,
@@ -150,12 +150,11 @@ pub async fn run(runner: &Arc<Runner>, claimed: Claimed, job: &LiveJob) -> Ended
     Ended { end, log: harvest.log, container }
 }
 
-/// Starts the container. Off the async threads: the zygote forks, and files are handed over.
-async fn start(runner: &Arc<Runner>, claimed: Claimed) -> Result<Running, Fault> {
-    let runner = Arc::clone(runner);
-    let start = move || start_blocking(&runner, claimed);
-    let (container, hold) =
-        tokio::task::spawn_blocking(start).await.map_err(io::Error::other)??;
+/// Starts the container. In place, not on a thread of its own: a container that waits for this is
+/// started in less time than it takes to wake a thread, and where one has to be made or large files
+/// are handed over, the runtime moves what else this thread had to do.
+fn start(runner: &Runner, claimed: Claimed) -> Result<Running, Fault> {
+    let (container, hold) = tokio::task::block_in_place(|| start_blocking(runner, claimed))?;
     Ok(Running::new(container, hold)?)
 }
 
@@ -194,14 +193,10 @@ async fn watch(running: &mut Running, job: &LiveJob) -> Result<Outcome, Fault> {
 
 /// Reads what the attempt wrote. If that fails the verdict still counts, and the spool stays
 /// where it is and is read as it is.
-async fn reap_spool(runner: &Arc<Runner>, id: JobId, attempt: u32) -> Harvest {
-    let files = runner.files.clone();
-    let harvest = move || harvest::harvest(&files, id, attempt);
-    match tokio::task::spawn_blocking(harvest).await.map_err(io::Error::other).flatten() {
-        Ok(harvest) => harvest,
-        Err(error) => {
-            tracing::error!(job.id = %id, attempt, %error, "could not keep the log");
-            Harvest::lost()
-        }
-    }
+fn reap_spool(runner: &Runner, id: JobId, attempt: u32) -> Harvest {
+    let harvest = || harvest::harvest(&runner.files, id, attempt);
+    tokio::task::block_in_place(harvest).unwrap_or_else(|error| {
+        tracing::error!(job.id = %id, attempt, %error, "could not keep the log");
+        Harvest::lost()
+    })
 }
