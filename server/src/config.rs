@@ -24,6 +24,9 @@ const MAX_BODY_BYTES: usize = 256 << 20;
 const DEFAULT_DRAIN_TIMEOUT_MS: u64 = 600_000;
 /// Connections served at one time.
 const DEFAULT_MAX_CONNECTIONS: usize = 4096;
+/// Containers that wait: one for the next job, and one for when it comes before the next is made.
+const DEFAULT_WARM_CONTAINERS: usize = 2;
+const MAX_WARM_CONTAINERS: usize = 64;
 /// Where slots of host ids are locked, for all servers of the host.
 const IDS_DIR: &str = "/run/lazaret/ids";
 /// The parent of every server's run directory: a tmpfs on any Linux of this century.
@@ -60,6 +63,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Connections served at one time.
     pub max_connections: usize,
+    /// Containers that are made ahead of time and wait.
+    pub warm_containers: usize,
 }
 
 /// Whether jobs may run as root inside their container.
@@ -134,6 +139,11 @@ impl Config {
             drain_timeout: Duration::from_millis(
                 file.drain_timeout_ms.unwrap_or(DEFAULT_DRAIN_TIMEOUT_MS),
             ),
+            warm_containers: bounded(
+                "warm_containers",
+                file.warm_containers.unwrap_or(DEFAULT_WARM_CONTAINERS),
+                MAX_WARM_CONTAINERS,
+            )?,
             max_connections: file.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS).max(1),
             data_dir,
         })
@@ -186,6 +196,13 @@ fn make_data_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
 fn short_name(data_dir: &Path) -> String {
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
     digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bounded(name: &str, value: usize, max: usize) -> Result<usize, ConfigError> {
+    if value > max {
+        return Err(ConfigError(format!("`{name}` is `{value}`: choose 0 to {max}")));
+    }
+    Ok(value)
 }
 
 fn capacity(file: &file::CapacityFile) -> Result<Capacity, ConfigError> {

@@ -10,6 +10,7 @@ pub mod job;
 pub mod listener;
 pub mod live;
 pub mod logs;
+pub mod pool;
 pub mod request;
 pub mod runner;
 pub mod scheduler;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lazaret_sandbox::image::{Hold, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
-use lazaret_sandbox::{Container, Event, Zygote};
+use lazaret_sandbox::{Container, Event};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -16,6 +16,7 @@ use crate::job::{Inputs, JobEnd, JobId, JobSpec};
 use crate::live::LiveJob;
 use crate::logs::LogFiles;
 use crate::logs::harvest::{self, Harvest};
+use crate::pool::Pool;
 use crate::store::KeptLog;
 
 /// How much longer than its own limit a container may take before its shim is given up.
@@ -24,8 +25,8 @@ const GRACE: Duration = Duration::from_secs(60);
 /// What attempts are run with.
 #[derive(Debug)]
 pub struct Runner {
-    /// Makes containers.
-    pub zygote: Zygote,
+    /// Has containers.
+    pub pool: Pool,
     /// What containers are made of.
     pub images: ImageStore,
     /// Where they write.
@@ -40,7 +41,7 @@ pub struct Claimed {
     /// The number of this attempt.
     pub attempt: u32,
     /// What is run.
-    pub spec: JobSpec,
+    pub spec: Arc<JobSpec>,
     /// What it brings along.
     pub inputs: Inputs,
 }
@@ -117,10 +118,10 @@ enum Fault {
 }
 
 /// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault.
-pub async fn run(runner: &Arc<Runner>, claimed: Claimed, job: &LiveJob) -> Ended {
+pub async fn run(runner: &Runner, claimed: Claimed, job: &LiveJob) -> Ended {
     let (id, attempt) = (claimed.id, claimed.attempt);
     let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + GRACE;
-    let (outcome, container) = match start(runner, claimed).await {
+    let (outcome, container) = match start(runner, claimed) {
         Ok(mut running) => match tokio::time::timeout(bound, watch(&mut running, job)).await {
             Ok(Ok(outcome)) => (Ok(outcome), Some(running)),
             Ok(Err(fault)) => (Err(fault), None),
@@ -128,7 +129,7 @@ pub async fn run(runner: &Arc<Runner>, claimed: Claimed, job: &LiveJob) -> Ended
         },
         Err(fault) => (Err(fault), None),
     };
-    let mut harvest = reap_spool(runner, id, attempt).await;
+    let mut harvest = reap_spool(runner, id, attempt);
     let end = match outcome {
         Ok(outcome) => JobEnd {
             verdict: outcome.verdict,
@@ -149,12 +150,11 @@ pub async fn run(runner: &Arc<Runner>, claimed: Claimed, job: &LiveJob) -> Ended
     Ended { end, log: harvest.log, container }
 }
 
-/// Starts the container. Off the async threads: the zygote forks, and files are handed over.
-async fn start(runner: &Arc<Runner>, claimed: Claimed) -> Result<Running, Fault> {
-    let runner = Arc::clone(runner);
-    let start = move || start_blocking(&runner, claimed);
-    let (container, hold) =
-        tokio::task::spawn_blocking(start).await.map_err(io::Error::other)??;
+/// Starts the container. In place, not on a thread of its own: a container that waits for this is
+/// started in less time than it takes to wake a thread, and where one has to be made or large files
+/// are handed over, the runtime moves what else this thread had to do.
+fn start(runner: &Runner, claimed: Claimed) -> Result<Running, Fault> {
+    let (container, hold) = tokio::task::block_in_place(|| start_blocking(runner, claimed))?;
     Ok(Running::new(container, hold)?)
 }
 
@@ -163,10 +163,10 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<(Container, Hold)
     let spool: File = runner.files.create_spool(id, attempt).map_err(Fault::Spool)?;
     let image = match runner.images.get(&spec.image.name)? {
         Some(image) if image.digest.to_string() == spec.image.digest => image,
-        Some(_) | None => return Err(Fault::ImageGone(spec.image.name)),
+        Some(_) | None => return Err(Fault::ImageGone(spec.image.name.clone())),
     };
     let hold = runner.images.hold(&image)?;
-    let mut container = runner.zygote.spawn(&format!("{id}-{attempt}"))?;
+    let mut container = runner.pool.take()?;
     let asked = spec.container(id.to_string(), runner.images.rootfs(&image), inputs);
     container.start(asked, spool.as_fd())?;
     Ok((container, hold))
@@ -193,14 +193,10 @@ async fn watch(running: &mut Running, job: &LiveJob) -> Result<Outcome, Fault> {
 
 /// Reads what the attempt wrote. If that fails the verdict still counts, and the spool stays
 /// where it is and is read as it is.
-async fn reap_spool(runner: &Arc<Runner>, id: JobId, attempt: u32) -> Harvest {
-    let files = runner.files.clone();
-    let harvest = move || harvest::harvest(&files, id, attempt);
-    match tokio::task::spawn_blocking(harvest).await.map_err(io::Error::other).flatten() {
-        Ok(harvest) => harvest,
-        Err(error) => {
-            tracing::error!(job.id = %id, attempt, %error, "could not keep the log");
-            Harvest::lost()
-        }
-    }
+fn reap_spool(runner: &Runner, id: JobId, attempt: u32) -> Harvest {
+    let harvest = || harvest::harvest(&runner.files, id, attempt);
+    tokio::task::block_in_place(harvest).unwrap_or_else(|error| {
+        tracing::error!(job.id = %id, attempt, %error, "could not keep the log");
+        Harvest::lost()
+    })
 }

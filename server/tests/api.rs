@@ -30,7 +30,10 @@ fn a_job_runs_and_tells_how_it_ended() {
 fn files_land_in_the_working_directory_and_are_the_users() {
     let (_dir, server) = server();
     let job = server.run(&json!({
-        "files": {"a/b.txt": "text", "run": {"base64": "IyEvYmluL3NoCmVjaG8gcmFuCg==", "mode": "0755"}},
+        "files": {
+            "a/b.txt": "text",
+            "run": {"base64": "IyEvYmluL3NoCmVjaG8gcmFuCg==", "mode": "0755"},
+        },
         "script": "cat a/b.txt; ./run; echo new > a/c; pwd; id -u",
         "user": "1234",
         "workdir": "/somewhere/else",

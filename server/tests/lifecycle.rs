@@ -4,11 +4,12 @@
 mod served;
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use served::{FREE_PORT, Server, serve_command};
+use served::{FREE_PORT, Server, send_signal, serve_command};
 
 /// Starts a server that cannot start, and answers what it says.
 fn refused(mut command: Command) -> String {
@@ -154,4 +155,37 @@ fn a_job_that_falls_with_its_server_twice_is_a_fault() {
     let headers = [("Accept", "text/event-stream")];
     let log = server.call("GET", &format!("/v1/jobs/{id}/logs"), &headers, "").body;
     assert!(log.contains("event: attempt") && log.contains("\"verdict\":\"fault\""), "{log}");
+}
+
+#[test]
+fn a_job_whose_shim_was_killed_starts_once_more() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_with(&dir.path().join("data"), "warm_containers = 0");
+    let id = server.submit(&json!({"script": "echo begun; sleep 1"}));
+    // Its output says that it runs, and so that there is a shim.
+    let path = format!("/v1/jobs/{id}/logs");
+    let log = BufReader::new(server.open("GET", &path, &[], ""));
+    assert!(log.lines().any(|line| line.expect("read") == "begun"));
+    let shims = server.shims();
+    assert_eq!(shims.len(), 1, "{shims:?}");
+    send_signal("KILL", shims[0]);
+    let job = server.wait_for(&id, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(2)), "{job}");
+    assert_eq!(server.get(&path).body, "begun\nbegun\n", "both attempts are in the log");
+}
+
+#[test]
+fn a_waiting_container_that_was_killed_costs_no_job() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_with(&dir.path().join("data"), "warm_containers = 2");
+    while server.shims().len() < 2 {
+        std::thread::yield_now();
+    }
+    for shim in server.shims() {
+        send_signal("KILL", shim);
+    }
+    for _ in 0..3 {
+        let job = server.run(&json!({"command": ["true"]}));
+        assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(1)), "{job}");
+    }
 }

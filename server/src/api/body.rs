@@ -1,5 +1,6 @@
 //! Request bodies: read within bounds, then parsed so that a mistake can be named.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -7,6 +8,7 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::{Code, Problem};
 use crate::request::{FieldError, escaped};
@@ -14,33 +16,70 @@ use crate::request::{FieldError, escaped};
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Reads a body that says it is JSON, of at most `max_bytes`.
-///
-/// # Errors
-/// The problem for the client.
-pub async fn read_json_body(
-    headers: &HeaderMap,
-    body: Body,
+/// Room for the bodies of all requests together, in blocks of [`BLOCK_BYTES`]: a thousand clients
+/// with a large body each must not be more than the host has.
+#[derive(Debug, Clone)]
+pub struct BodyRoom {
     max_bytes: usize,
-) -> Result<Bytes, Problem> {
-    refuse_other_types(headers)?;
-    let too_large =
-        || Problem::new(Code::BodyTooLarge, format!("the body may have at most {max_bytes} bytes"));
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|bytes: u64| bytes > max_bytes as u64) {
-        return Err(too_large());
+    blocks: Arc<Semaphore>,
+}
+
+const BLOCK_BYTES: usize = 4 << 10;
+/// Bodies of the largest size that are held at one time.
+const LARGEST_AT_ONCE: usize = 4;
+
+/// A body, and the room it takes until this is dropped.
+#[derive(Debug)]
+pub struct HeldBody {
+    /// What was sent.
+    pub text: Bytes,
+    _blocks: OwnedSemaphorePermit,
+}
+
+impl BodyRoom {
+    /// Room for bodies of at most `max_bytes` each.
+    #[must_use]
+    pub fn new(max_bytes: usize) -> Self {
+        let blocks = max_bytes.div_ceil(BLOCK_BYTES) * LARGEST_AT_ONCE;
+        Self { max_bytes, blocks: Arc::new(Semaphore::new(blocks)) }
     }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect());
-    match collected.await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => {
-            Err(Problem::new(Code::Malformed, format!("the body did not arrive whole: {error}")))
+
+    /// Reads a body that says it is JSON, waiting while there is no room for it.
+    ///
+    /// # Errors
+    /// The problem for the client.
+    pub async fn read_json(&self, headers: &HeaderMap, body: Body) -> Result<HeldBody, Problem> {
+        refuse_other_types(headers)?;
+        let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        let announced = announced.and_then(|text| text.parse::<usize>().ok());
+        if announced.is_some_and(|bytes| bytes > self.max_bytes) {
+            return Err(self.too_large());
         }
-        Err(_elapsed) => Err(Problem::new(
-            Code::RequestTimeout,
-            format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()),
-        )),
+        // Who does not say how much is coming gets room for the most.
+        let blocks = announced.unwrap_or(self.max_bytes).div_ceil(BLOCK_BYTES);
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.blocks).acquire_many_owned(blocks);
+        let Ok(Ok(room)) = tokio::time::timeout(BODY_TIMEOUT, room).await else {
+            return Err(Problem::new(Code::Unavailable, "too many large bodies at one time"));
+        };
+        let collected = Limited::new(body, self.max_bytes).collect();
+        match tokio::time::timeout(BODY_TIMEOUT, collected).await {
+            Ok(Ok(collected)) => Ok(HeldBody { text: collected.to_bytes(), _blocks: room }),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large()),
+            Ok(Err(error)) => {
+                let detail = format!("the body did not arrive whole: {error}");
+                Err(Problem::new(Code::Malformed, detail))
+            }
+            Err(_elapsed) => {
+                let detail = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+                Err(Problem::new(Code::RequestTimeout, detail))
+            }
+        }
+    }
+
+    fn too_large(&self) -> Problem {
+        let detail = format!("the body may have at most {} bytes", self.max_bytes);
+        Problem::new(Code::BodyTooLarge, detail)
     }
 }
 

@@ -65,7 +65,8 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let wait = Wait::of(query.wait.as_deref(), &headers)?;
     let key = idempotency_key(&headers)?;
-    let text = body::read_json_body(&headers, body, api.config.max_body_bytes).await?;
+    let held = api.bodies.read_json(&headers, body).await?;
+    let text = held.text.clone();
     let idempotency =
         key.map(|key| IdempotencyKey { key, fingerprint: Sha256::digest(&text).into() });
     let (spec, inputs) = if text.len() > MAX_INLINE_BODY_BYTES {
@@ -76,6 +77,7 @@ pub(super) async fn create(
         parse(&api, &text)?
     };
     let submitted = api.dispatch.submit(Submission { spec, inputs, idempotency }).await?;
+    drop(held);
     let (id, is_replayed) = match submitted {
         Submitted::New(id) => (id, false),
         Submitted::Replayed(id) => (id, true),

@@ -36,6 +36,7 @@ use crate::dispatch::Dispatch;
 use crate::logs::follow::Source;
 use crate::runner::Runner;
 use crate::store::Store;
+use body::BodyRoom;
 use problem::Problem;
 
 /// What the handlers work with. Cloning it is cheap.
@@ -43,6 +44,8 @@ use problem::Problem;
 pub struct Api {
     /// What the operator decided.
     pub config: Arc<Config>,
+    /// Room for request bodies.
+    pub bodies: BodyRoom,
     /// The jobs.
     pub store: Store,
     /// Takes jobs in and ends them.

@@ -4,6 +4,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::problem::Problem;
@@ -16,7 +17,9 @@ const MAX_LENGTH: usize = 128;
 /// is not a success into a problem, whoever made it.
 pub(super) async fn name_request(request: Request, next: Next) -> Response {
     let id = given_id(request.headers()).unwrap_or_else(|| Uuid::now_v7().to_string());
-    let mut response = next.run(request).await;
+    // What is logged on the way carries the same name as the problem that the client gets.
+    let span = tracing::info_span!("request", request_id = %id);
+    let mut response = next.run(request).instrument(span).await;
     let problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => Some(problem),
         None => Problem::of_foreign(&response),

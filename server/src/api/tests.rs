@@ -18,8 +18,8 @@ use crate::dispatch::SubmitError;
 /// A router with a way into each kind of failure.
 fn failing() -> Router {
     async fn read(headers: HeaderMap, body: Body) -> Result<Json<Value>, Problem> {
-        let text = body::read_json_body(&headers, body, 64).await?;
-        let (value, _) = body::parse::<Value>(&text)?;
+        let held = BodyRoom::new(64).read_json(&headers, body).await?;
+        let (value, _) = body::parse::<Value>(&held.text)?;
         Ok(Json(value))
     }
     closed(

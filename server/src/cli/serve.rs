@@ -20,16 +20,19 @@ use lazaret_sandbox::error::{Error, Stage};
 use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::{Settings, Zygote};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::CliError;
+use crate::api::body::BodyRoom;
 use crate::api::{self, Api};
 use crate::config::{Config, Flags, log_filter};
 use crate::dispatch::Dispatch;
 use crate::logs::LogFiles;
+use crate::pool::Pool;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
 use crate::{clock, listener, store, telemetry};
@@ -102,6 +105,7 @@ fn open(config: Config) -> Result<Opened, CliError> {
     // Before the lock is taken: who is forked would hold it, too, and longer than this process.
     let zygote = Zygote::start(&settings).map_err(|error| no_sandbox(&error))?;
     let lock = lock(&config.data_dir)?;
+    raise_descriptor_limit();
     let orphans = lazaret_sandbox::reap_orphans(&settings)
         .map_err(|error| CliError::Failed(format!("could not clean up after a crash: {error}")))?;
     for orphan in orphans {
@@ -111,7 +115,18 @@ fn open(config: Config) -> Result<Opened, CliError> {
         .map_err(|error| CliError::Failed(format!("could not open the images: {error}")))?;
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
-    Ok(Opened { config, runner: Runner { zygote, images, files }, _lock: lock })
+    let pool = Pool::new(zygote, config.warm_containers);
+    Ok(Opened { config, runner: Runner { pool, images, files }, _lock: lock })
+}
+
+/// Takes as many descriptors as this process may have: each connection and each live container
+/// needs some, and the soft limit of most hosts is made for programs that call select(2).
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "could not raise the limit of open files");
+    }
 }
 
 fn no_sandbox(error: &Error) -> CliError {
@@ -221,6 +236,7 @@ async fn start(config: Arc<Config>, runner: Arc<Runner>, tasks: &Tasks) -> Resul
         Dispatch::new(store.clone(), Arc::clone(&runner), scheduler, jobs, drain.clone());
     dispatch.recover().await.map_err(|error| failed(&error))?;
     Ok(Api {
+        bodies: BodyRoom::new(config.max_body_bytes),
         config,
         store,
         dispatch,

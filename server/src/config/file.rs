@@ -33,6 +33,8 @@ pub struct ConfigFile {
     pub drain_timeout_ms: Option<u64>,
     /// Connections served at one time.
     pub max_connections: Option<usize>,
+    /// Containers that are made ahead of time and wait.
+    pub warm_containers: Option<usize>,
     /// Defaults and maxima of every limit.
     pub limits: LimitsFile,
     /// What all running jobs together may take.

@@ -12,8 +12,10 @@ use crate::live::LiveJob;
 use crate::runner::{self, Claimed, Ended};
 use crate::store::{Effect, FinishedAttempt, KeptLog, StoreError};
 
-/// How long a verdict waits before the store is asked once more: a full disk is mended by people.
-const STORE_RETRY: Duration = Duration::from_secs(1);
+/// How long a verdict waits before the store is asked once more, at first and at most: a full
+/// disk is mended by people.
+const FIRST_STORE_RETRY: Duration = Duration::from_millis(100);
+const LAST_STORE_RETRY: Duration = Duration::from_secs(60);
 
 impl Inner {
     /// Claims a job that the scheduler has made room for, and runs it.
@@ -22,7 +24,7 @@ impl Inner {
             Ok(Some((claimed, job))) => self.attempt(claimed, job).await,
             Ok(None) => self.free(id),
             Err(error) => {
-                // It stays queued in the store; the next start of the server finds it there.
+                // The store has it unfinished, so the next start of the server takes it up.
                 tracing::error!(job.id = %id, %error, "could not claim a job");
                 self.free(id);
             }
@@ -39,7 +41,7 @@ impl Inner {
         };
         let inputs = self.store.inputs(id).await?;
         job.moved(State::Running, stored.attempt);
-        let (attempt, spec) = (stored.attempt, stored.spec);
+        let (attempt, spec) = (stored.attempt, Arc::new(stored.spec));
         Ok(Some((Claimed { id, attempt, spec, inputs }, job)))
     }
 
@@ -90,6 +92,7 @@ impl Inner {
 
     /// Stores the end, however long that takes: the verdict exists only here until then.
     async fn finish(&self, finished: FinishedAttempt) {
+        let mut retry = FIRST_STORE_RETRY;
         loop {
             match self.store.finish(finished.clone()).await {
                 Ok(Effect::Done) => return,
@@ -100,7 +103,8 @@ impl Inner {
                 Err(StoreError::Closed) => return,
                 Err(error) => {
                     tracing::error!(job.id = %finished.id, %error, "could not store a verdict");
-                    tokio::time::sleep(STORE_RETRY).await;
+                    tokio::time::sleep(retry).await;
+                    retry = (retry * 2).min(LAST_STORE_RETRY);
                 }
             }
         }
@@ -110,5 +114,19 @@ impl Inner {
     fn free(self: &Arc<Self>, id: JobId) {
         self.scheduler().release(id);
         self.pump();
+        self.fill_pool();
+    }
+
+    /// Has the container of a later job made, now that none waits for the CPU that this takes.
+    pub(super) fn fill_pool(&self) {
+        if self.drain.is_cancelled() {
+            return;
+        }
+        let runner = Arc::clone(&self.runner);
+        self.tracker.spawn_blocking(move || {
+            if let Err(error) = runner.pool.fill() {
+                tracing::error!(%error, "could not make a container ahead of time");
+            }
+        });
     }
 }

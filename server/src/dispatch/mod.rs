@@ -173,6 +173,7 @@ impl Dispatch {
     pub async fn recover(&self) -> Result<(), recover::RecoverError> {
         self.0.recover().await?;
         self.0.pump();
+        self.0.fill_pool();
         Ok(())
     }
 }
@@ -190,14 +191,14 @@ impl Inner {
             Entry::Queued => self.live.enter(id, State::Queued, 0),
         };
         let Submission { spec, inputs, idempotency } = submission;
-        let priority = spec.priority;
-        let created_at = clock::now();
-        let new = NewJob { id, spec, inputs, created_at, entry, idempotency };
-        // The spec of a job that starts at once is at hand; one that waits is read when it starts.
+        let (priority, spec, inputs) = (spec.priority, Arc::new(spec), Arc::new(inputs));
+        // What starts at once is at hand; what waits is not held, and read when it starts.
         let claimed = match entry {
-            Entry::Claimed => Some((new.spec.clone(), new.inputs.clone())),
+            Entry::Claimed => Some((Arc::clone(&spec), Arc::clone(&inputs))),
             Entry::Queued => None,
         };
+        let created_at = clock::now();
+        let new = NewJob { id, spec, inputs, created_at, entry, idempotency };
         let stored = self.store.insert(new).await;
         if !matches!(stored, Ok(Effect::Done)) {
             self.turn_away(id, entry);
@@ -208,7 +209,10 @@ impl Inner {
             Effect::KeyReused | Effect::WrongState => return Err(SubmitError::KeyReused),
         }
         match claimed {
-            Some((spec, inputs)) => self.start(Claimed { id, attempt: 1, spec, inputs }, job),
+            Some((spec, inputs)) => {
+                let inputs = Arc::unwrap_or_clone(inputs);
+                self.start(Claimed { id, attempt: 1, spec, inputs }, job);
+            }
             None => {
                 self.scheduler().wait(id, priority, demand);
                 self.pump();

@@ -42,7 +42,7 @@ impl Stage {
         let files = LogFiles::open(dir.path()).expect("opened");
         let (id, live) = (JobId::generate(), Arc::new(Live::default()));
         let job = live.enter(id, State::Running, 1);
-        let (spec, inputs) = (sample(), Inputs::default());
+        let (spec, inputs) = (Arc::new(sample()), Arc::new(Inputs::default()));
         let entry = Entry::Claimed;
         let new = NewJob { id, spec, inputs, created_at: now(), entry, idempotency: None };
         store.insert(new).await.expect("stored");

@@ -85,10 +85,10 @@ enum Change {
 pub struct NewJob {
     /// Its name.
     pub id: JobId,
-    /// What it asks for.
-    pub spec: JobSpec,
-    /// What it brings along.
-    pub inputs: Inputs,
+    /// What it asks for. Shared with who starts it at once.
+    pub spec: Arc<JobSpec>,
+    /// What it brings along. May be large, so it is shared, too.
+    pub inputs: Arc<Inputs>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// Whether it waits or starts with the same commit.

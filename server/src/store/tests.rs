@@ -42,8 +42,8 @@ fn new_job(labels: &[(&str, &str)]) -> NewJob {
     spec.labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
     NewJob {
         id: JobId::generate(),
-        spec,
-        inputs: Inputs { files: Vec::new(), stdin: vec![ByteBuf::from(b"1 2\n")] },
+        spec: Arc::new(spec),
+        inputs: Arc::new(Inputs { files: Vec::new(), stdin: vec![ByteBuf::from(b"1 2\n")] }),
         created_at: now(),
         entry: Entry::Queued,
         idempotency: None,
@@ -67,8 +67,8 @@ async fn a_job_comes_back_as_it_was_stored() {
     assert_eq!(opened.store.insert(new.clone()).await.expect("stored"), Effect::Done);
     let job = opened.store.job(new.id).await.expect("read").expect("there");
     assert_eq!((job.state, job.attempt, job.version), (State::Queued, 0, 1));
-    assert_eq!((job.spec, job.created_at), (new.spec, now()));
-    assert_eq!(opened.store.inputs(new.id).await.expect("read"), new.inputs);
+    assert_eq!((&job.spec, job.created_at), (&*new.spec, now()));
+    assert_eq!(opened.store.inputs(new.id).await.expect("read"), *new.inputs);
     assert!(opened.store.job(JobId::generate()).await.expect("read").is_none());
     opened.close().await;
 }

@@ -15,6 +15,8 @@ pub(super) async fn write(mut connection: SqliteConnection, mut changes: mpsc::R
         let (changes, answers): (Vec<_>, Vec<_>) =
             batch.drain(..).map(|pending| (pending.change, pending.answer)).unzip();
         let results = commit(&mut connection, &changes).await;
+        // Before the answers: who gets one may then own what the change had shared.
+        drop(changes);
         for (answer, result) in answers.into_iter().zip(results) {
             // Whoever asked may have left; what was written stays.
             drop(answer.send(result));

@@ -48,6 +48,19 @@ pub(crate) fn serve_command(data: &Path, address: &str) -> Command {
     command
 }
 
+/// Sends a signal by its name.
+pub(crate) fn send_signal(name: &str, pid: u32) {
+    let killed = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
+    assert!(killed.expect("started").success());
+}
+
+/// The children of a process that has one thread for making them.
+fn children(pid: u32) -> Vec<u32> {
+    let found = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let found = found.expect("a process");
+    found.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
+}
+
 impl Server {
     /// Starts a server and waits until it serves.
     pub(crate) fn start(data: &Path) -> Self {
@@ -148,7 +161,8 @@ impl Server {
         let length = body.len();
         write!(
             stream,
-            "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.0\r\nHost: test\r\n\
+             {headers}Content-Length: {length}\r\n\r\n{body}"
         )
         .expect("sent");
         stream
@@ -162,11 +176,15 @@ impl Server {
         self.child.id()
     }
 
-    /// Sends a signal by its name.
+    /// Sends the server a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        let killed = Command::new("kill").args(["-s", name, &pid]).status().expect("started");
-        assert!(killed.success());
+        send_signal(name, self.child.id());
+    }
+
+    /// The processes that answer for containers: children of the zygote, which is the server's
+    /// only child.
+    pub(crate) fn shims(&self) -> Vec<u32> {
+        children(self.child.id()).into_iter().flat_map(children).collect()
     }
 
     /// Waits until the server has ended.
