@@ -33,6 +33,7 @@ pub(super) struct JobPage {
 #[utoipa::path(
     get,
     path = "/v1/jobs",
+    operation_id = "list_jobs",
     tag = "jobs",
     params(
         ("state" = Option<job::State>, Query, description = "Only jobs in this state"),

@@ -43,6 +43,7 @@ pub(super) struct WaitQuery {
 #[utoipa::path(
     post,
     path = "/v1/jobs",
+    operation_id = "create_job",
     tag = "jobs",
     params(
         WaitQuery,
@@ -159,6 +160,7 @@ fn entity_tag(job: &Job) -> Option<(HeaderName, HeaderValue)> {
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}",
+    operation_id = "get_job",
     tag = "jobs",
     params(
         ("id" = String, Path, description = "Name of the job"),
@@ -221,6 +223,7 @@ async fn changed_within(mut wake: watch::Receiver<Progress>, wait: Duration) {
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/cancel",
+    operation_id = "cancel_job",
     tag = "jobs",
     params(("id" = String, Path, description = "Name of the job")),
     responses(
@@ -248,6 +251,7 @@ pub(super) async fn cancel(
 #[utoipa::path(
     delete,
     path = "/v1/jobs/{id}",
+    operation_id = "delete_job",
     tag = "jobs",
     params(("id" = String, Path, description = "Name of the job")),
     responses((status = 204, description = "The job is forgotten"))
