@@ -35,7 +35,7 @@ const MAX_INLINE_BODY_BYTES: usize = 64 << 10;
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Seconds to wait for the end of the job, 0 to 60.
-    #[param(value_type = Option<u64>, maximum = 60)]
+    #[param(value_type = Option<u64>, minimum = 0, maximum = 60)]
     wait: Option<String>,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct WaitQuery {
     params(
         WaitQuery,
         ("Prefer" = Option<String>, Header, description = "`wait=N`: as `?wait=N`, lowered to 60"),
-        ("Idempotency-Key" = Option<String>, Header,
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
             description = "The same key with the same body makes no second job, for 24 h"),
     ),
     request_body = JobRequest,
