@@ -181,8 +181,12 @@ fn a_waiting_container_that_was_killed_costs_no_job() {
     while server.shims().len() < 2 {
         std::thread::yield_now();
     }
-    for shim in server.shims() {
-        send_signal("KILL", shim);
+    let killed = server.shims();
+    for shim in &killed {
+        send_signal("KILL", *shim);
+    }
+    while server.shims().iter().any(|shim| killed.contains(shim)) {
+        std::thread::yield_now();
     }
     for _ in 0..3 {
         let job = server.run(&json!({"command": ["true"]}));

@@ -19,6 +19,7 @@ pub(super) struct Health {
 #[utoipa::path(
     get,
     path = "/healthz",
+    operation_id = "get_health",
     tag = "server",
     responses((status = 200, description = "The process answers", body = Health))
 )]
@@ -30,6 +31,7 @@ pub(super) async fn live() -> Json<Health> {
 #[utoipa::path(
     get,
     path = "/readyz",
+    operation_id = "get_readiness",
     tag = "server",
     responses((status = 200, description = "The server takes jobs", body = Health))
 )]

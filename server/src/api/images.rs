@@ -87,6 +87,7 @@ impl From<Image> for ImageView {
 #[utoipa::path(
     get,
     path = "/v1/images",
+    operation_id = "list_images",
     tag = "images",
     responses((status = 200, description = "All images", body = ImageList))
 )]
@@ -99,6 +100,7 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<ImageList>, Prob
 #[utoipa::path(
     get,
     path = "/v1/images/{name}",
+    operation_id = "get_image",
     tag = "images",
     params(("name" = String, Path, description = "Name of the image, `/` written as `%2F`")),
     responses((status = 200, description = "The image", body = ImageView))

@@ -33,12 +33,13 @@ pub(super) struct JobPage {
 #[utoipa::path(
     get,
     path = "/v1/jobs",
+    operation_id = "list_jobs",
     tag = "jobs",
     params(
         ("state" = Option<job::State>, Query, description = "Only jobs in this state"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 200,
             description = "Jobs in one page. Default: 50"),
-        ("cursor" = Option<String>, Query,
+        ("cursor" = Option<String>, Query, pattern = "^[A-Za-z0-9_-]{22}$",
             description = "Where the page before ended: its `next_cursor`"),
         ("label.KEY" = Option<String>, Query,
             description = "Only jobs whose label KEY has this value; may be given several times"),

@@ -35,7 +35,7 @@ const MAX_INLINE_BODY_BYTES: usize = 64 << 10;
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Seconds to wait for the end of the job, 0 to 60.
-    #[param(value_type = Option<u64>, maximum = 60)]
+    #[param(value_type = Option<u64>, minimum = 0, maximum = 60)]
     wait: Option<String>,
 }
 
@@ -43,11 +43,12 @@ pub(super) struct WaitQuery {
 #[utoipa::path(
     post,
     path = "/v1/jobs",
+    operation_id = "create_job",
     tag = "jobs",
     params(
         WaitQuery,
         ("Prefer" = Option<String>, Header, description = "`wait=N`: as `?wait=N`, lowered to 60"),
-        ("Idempotency-Key" = Option<String>, Header,
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
             description = "The same key with the same body makes no second job, for 24 h"),
     ),
     request_body = JobRequest,
@@ -159,6 +160,7 @@ fn entity_tag(job: &Job) -> Option<(HeaderName, HeaderValue)> {
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}",
+    operation_id = "get_job",
     tag = "jobs",
     params(
         ("id" = String, Path, description = "Name of the job"),
@@ -221,6 +223,7 @@ async fn changed_within(mut wake: watch::Receiver<Progress>, wait: Duration) {
 #[utoipa::path(
     post,
     path = "/v1/jobs/{id}/cancel",
+    operation_id = "cancel_job",
     tag = "jobs",
     params(("id" = String, Path, description = "Name of the job")),
     responses(
@@ -248,6 +251,7 @@ pub(super) async fn cancel(
 #[utoipa::path(
     delete,
     path = "/v1/jobs/{id}",
+    operation_id = "delete_job",
     tag = "jobs",
     params(("id" = String, Path, description = "Name of the job")),
     responses((status = 204, description = "The job is forgotten"))

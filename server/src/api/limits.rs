@@ -81,6 +81,7 @@ impl From<Bound> for BoundView {
 #[utoipa::path(
     get,
     path = "/v1/limits",
+    operation_id = "get_limits",
     tag = "server",
     responses((status = 200, description = "Defaults and maxima", body = LimitsPage))
 )]

@@ -45,6 +45,7 @@ pub(super) struct LogQuery {
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}/logs",
+    operation_id = "read_log",
     tag = "jobs",
     params(
         ("id" = String, Path, description = "Name of the job"),

@@ -94,9 +94,12 @@ mod tests {
             let schema = &document["components"]["schemas"][name];
             assert_eq!(schema["additionalProperties"], false, "{name}");
         }
+        let mut names = std::collections::BTreeSet::new();
         for (path, item) in document["paths"].as_object().expect("paths") {
             for (method, operation) in item.as_object().expect("operations") {
                 assert!(operation["responses"]["default"].is_object(), "{method} {path}");
+                let name = operation["operationId"].as_str().expect("a name");
+                assert!(names.insert(name.to_owned()), "two operations `{name}`");
             }
         }
     }

@@ -20,6 +20,7 @@ pub(super) struct VersionView {
 #[utoipa::path(
     get,
     path = "/v1/version",
+    operation_id = "get_version",
     tag = "server",
     responses((status = 200, description = "Version, features, isolation", body = VersionView))
 )]

@@ -156,14 +156,20 @@ impl Dispatch {
     /// # Errors
     /// If the store fails; then the job is still there.
     pub async fn delete(&self, id: JobId) -> Result<Deleted, StoreError> {
-        if self.0.store.delete(id).await? == Effect::Done {
-            if let Err(error) = self.0.runner.files.remove(id) {
-                tracing::error!(job.id = %id, %error, "could not remove the log of a deleted job");
-            }
-            return Ok(Deleted::Done);
+        match self.0.store.job(id).await? {
+            None => return Ok(Deleted::NotFound),
+            Some(job) if job.state != State::Finished => return Ok(Deleted::Unfinished),
+            Some(_) => {}
         }
-        let found = self.0.store.job(id).await?;
-        Ok(if found.is_some() { Deleted::Unfinished } else { Deleted::NotFound })
+        // The files first: after a crash in between the job can be deleted once more, while files
+        // without a job would never be found.
+        if let Err(error) = self.0.runner.files.remove(id) {
+            tracing::error!(job.id = %id, %error, "could not remove the log of a deleted job");
+        }
+        Ok(match self.0.store.delete(id).await? {
+            Effect::Done => Deleted::Done,
+            Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => Deleted::NotFound,
+        })
     }
 
     /// Takes up what a predecessor left unfinished. Called once, before anything is served.
