@@ -101,6 +101,14 @@ impl Container {
         }
     }
 
+    /// Waits until the process of a step is gone that never became its program.
+    pub(super) fn await_ended(&mut self) -> Result<()> {
+        match self.report()? {
+            (Report::Ended(_), _) => Ok(()),
+            (report, _) => Err(unexpected(&report)),
+        }
+    }
+
     /// Init's next report; its failures are errors.
     fn report(&mut self) -> Result<(Report, Vec<OwnedFd>)> {
         await_readable(self.init.as_fd(), SET_UP_BOUND).at(Stage::Init)?;

@@ -43,7 +43,10 @@ pub(super) fn launch(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<L
     }
     match fork_and_set_up(job, step) {
         Ok((launched, None)) => Ok(Launch::AtGate(launched)),
-        Ok((_, Some(error))) => unrun::no_workdir(job, index, step, error).map(Launch::Ended),
+        Ok((_, Some(error))) => {
+            job.container.await_ended()?;
+            unrun::no_workdir(job, index, step, error).map(Launch::Ended)
+        }
         Err(error) => unrun::met_limit(job, step, &error)?.ok_or(error).map(Launch::Ended),
     }
 }
