@@ -157,7 +157,6 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
     enter(inherited.birth)?;
     let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
     let proc = Proc::new().at(Stage::Proc)?;
-    inherited.filters.install_on_init().at(Stage::Seccomp)?;
     shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
     let order = match shim.recv() {
@@ -185,6 +184,8 @@ fn enter(birth: &Birth) -> Result<()> {
         }
     }
     name_process(c"lazaret-init").at(Stage::Init)?;
+    // What is made from here on has the permissions that are asked for.
+    rustix::process::umask(Mode::empty());
     // The server's terminal or log is nothing for a container to hold.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).at(Stage::Init)?;
     rustix::stdio::dup2_stderr(&null).at(Stage::Init)?;

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
@@ -120,7 +120,7 @@ fn check_id(id: &str) -> io::Result<()> {
 fn main(mut server: Channel, settings: &Settings, one_thread: OneThread) -> ! {
     let code = match prepare(settings, one_thread) {
         Ok(shared) => match serve(&mut server, &shared) {
-            Ok(Side::Zygote) => 0,
+            Ok(Side::Zygote) => i32::from(tidy_up(&shared).is_err()),
             Ok(Side::Shim(id, socket)) => {
                 // A copy of it would keep the zygote's end open beyond the zygote's own life.
                 drop(server);
@@ -144,11 +144,13 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
     std::fs::create_dir_all(&settings.run_dir)
         .context(|| format!("could not make `{}`", settings.run_dir.display()))
         .at(Stage::RunDirectory)?;
+    let cgroup = cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes);
+    let filters = Filters::compile().at(Stage::Seccomp)?;
+    filters.install_on_zygote().at(Stage::Seccomp)?;
     Ok(Shared {
         settings: settings.clone(),
-        cgroup: cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes)
-            .at(Stage::Cgroup)?,
-        filters: Filters::compile().at(Stage::Seccomp)?,
+        cgroup: cgroup.at(Stage::Cgroup)?,
+        filters,
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
         one_thread,
     })
@@ -157,6 +159,16 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
 /// Names this process in `ps` and `top`.
 pub(crate) fn name_process(name: &std::ffi::CStr) -> io::Result<()> {
     Ok(rustix::thread::set_name(name)?)
+}
+
+/// Removes what all containers shared, unless one of them is still there: it belongs to whoever
+/// takes that one up.
+fn tidy_up(shared: &Shared) -> io::Result<()> {
+    match std::fs::remove_dir(&shared.settings.run_dir) {
+        Ok(()) => shared.cgroup.remove(),
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// What comes out of the zygote's loop: its end, or a new shim, which has left it behind.
@@ -173,6 +185,7 @@ fn serve(server: &mut Channel, shared: &Shared) -> Result<Side> {
     loop {
         while let Some((request, fds)) = receive(server).at(Stage::Zygote)? {
             let Some(Fork { id }) = request else {
+                await_shims(&children, &mut shims, shared)?;
                 return Ok(Side::Zygote);
             };
             let answer: Answer = match fork_shim(&id, fds, &shared.one_thread).at(Stage::Shim) {
@@ -190,6 +203,25 @@ fn serve(server: &mut Channel, shared: &Shared) -> Result<Side> {
         let mut fds = [PollFd::new(&*server, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).at(Stage::Zygote)?;
     }
+}
+
+/// Waits a little for shims to end: those of containers that were never used do so at once.
+fn await_shims(
+    children: &SignalFd,
+    shims: &mut HashMap<i32, String>,
+    shared: &Shared,
+) -> Result<()> {
+    const BOUND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+    while !shims.is_empty() {
+        let mut fds = [PollFd::new(children, PollFlags::IN)];
+        let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&BOUND)));
+        if ready.at(Stage::Zygote)? == 0 {
+            return Ok(());
+        }
+        while children.read_signal().at(Stage::Zygote)?.is_some() {}
+        reap(shims, shared)?;
+    }
+    Ok(())
 }
 
 /// The next request if it has arrived; the inner `None` says that the server has closed its end.

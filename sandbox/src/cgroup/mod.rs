@@ -99,6 +99,15 @@ impl Parent {
         }
     }
 
+    /// Removes the parent, unless a container still has its leaf in it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let handle = match self {
+            Self::V1(parent) => parent.handle(),
+            Self::V2(parent) => parent.handle(),
+        };
+        handle.delete().map_err(io::Error::other)
+    }
+
     /// Kills what is left in the leaf of a container whose shim is gone, and removes it.
     pub(crate) fn sweep(&self, id: &str) -> io::Result<()> {
         let directories = match self {

@@ -39,6 +39,8 @@ const DEVICES: [&str; 8] = [
 /// The parent's directory in each hierarchy.
 #[derive(Debug)]
 pub(crate) struct Parent {
+    /// The parent as cgroups-rs has it.
+    handle: Cgroup,
     cpu: OwnedFd,
     cpuacct: OwnedFd,
     memory: OwnedFd,
@@ -59,9 +61,9 @@ impl Parent {
         }
         let names = CONTROLLERS.iter().chain([&Controllers::Devices]).map(ToString::to_string);
         let names = Some(names.collect());
-        let cgroup = Cgroup::new_with_specified_controllers(Box::new(V1::new()), path, names)
+        let handle = Cgroup::new_with_specified_controllers(Box::new(V1::new()), path, names)
             .map_err(io::Error::other)?;
-        bound_memory(&cgroup, memory_bytes)?;
+        bound_memory(&handle, memory_bytes)?;
         let directory = |controller: Controllers| {
             let (mount_point, _) = hierarchy
                 .get_mount_point(controller)
@@ -69,6 +71,7 @@ impl Parent {
             open_directory(rustix::fs::CWD, &mount_point.join(path))
         };
         let parent = Self {
+            handle,
             cpu: directory(Controllers::Cpu)?,
             cpuacct: directory(Controllers::CpuAcct)?,
             memory: directory(Controllers::Mem)?,
@@ -90,6 +93,10 @@ impl Parent {
     /// The parent's directory in each hierarchy that containers have leaves in.
     pub(super) fn directories(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.cpu.as_fd(), self.cpuacct.as_fd(), self.memory.as_fd(), self.pids.as_fd()]
+    }
+
+    pub(super) const fn handle(&self) -> &Cgroup {
+        &self.handle
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
@@ -180,7 +187,7 @@ impl Leaf {
 
     pub(super) fn bound_cpu(&self, limits: &Limits) -> io::Result<()> {
         let quota = cpu_quota_us(limits);
-        write_number(self.cpu.as_fd(), "cpu.cfs_period_us", CPU_PERIOD_US)?;
+        // The period is the kernel's default, which a new cgroup has.
         write_number(self.cpu.as_fd(), "cpu.cfs_quota_us", quota)?;
         let shares = CPU_SHARES * quota / CPU_PERIOD_US;
         write_number(self.cpu.as_fd(), "cpu.shares", shares.max(2))

@@ -24,6 +24,8 @@ const MAX_CPU_WEIGHT: u64 = 10_000;
 /// The parent's directory.
 #[derive(Debug)]
 pub(crate) struct Parent {
+    /// The parent as cgroups-rs has it.
+    handle: Cgroup,
     directory: OwnedFd,
 }
 
@@ -32,20 +34,24 @@ impl Parent {
         let hierarchy = V2::new();
         let directory = hierarchy.root().join(path);
         let names = CONTROLLERS.iter().map(ToString::to_string).collect();
-        let cgroup = Cgroup::new_with_specified_controllers(Box::new(hierarchy), path, Some(names))
+        let handle = Cgroup::new_with_specified_controllers(Box::new(hierarchy), path, Some(names))
             .map_err(io::Error::other)?;
-        bound_memory(&cgroup, memory_bytes)?;
+        bound_memory(&handle, memory_bytes)?;
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&directory, flags, Mode::empty())
             .context(|| format!("could not open `{}`", directory.display()))?;
         for controller in CONTROLLERS {
             write(directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
         }
-        Ok(Self { directory })
+        Ok(Self { handle, directory })
     }
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
+    }
+
+    pub(super) const fn handle(&self) -> &Cgroup {
+        &self.handle
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {

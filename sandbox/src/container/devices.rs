@@ -6,12 +6,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, symlinkat,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat, symlinkat};
 use rustix::mount::MountAttrFlags;
 
-use super::mounts::{attach, make_directory, new_filesystem};
+use super::mounts::{attach, make_directory, new_filesystem, open_directory};
 use crate::error::Context;
 
 /// Devices, all character devices that everyone may use (kernel: admin-guide/devices.txt).
@@ -46,8 +44,10 @@ pub(crate) fn mount_devices(
     let options = [("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")];
     let dev = new_filesystem("tmpfs", &options, attributes)?;
     fill(dev.as_fd(), host_id(0))?;
-    let pts = make_directory(dev.as_fd(), "pts", 0o755, host_id(0))?;
-    let shm = make_directory(dev.as_fd(), "shm", 0o755, host_id(0))?;
+    make_directory(dev.as_fd(), "pts", 0o755, host_id(0))?;
+    make_directory(dev.as_fd(), "shm", 0o755, host_id(0))?;
+    let pts = open_directory(dev.as_fd(), "pts")?;
+    let shm = open_directory(dev.as_fd(), "shm")?;
     // Attached first: before Linux 6.15 nothing can be mounted below a detached tree, and the
     // two directories stay reachable by their descriptors.
     attach(dev.as_fd(), target)?;
@@ -63,8 +63,6 @@ fn fill(dev: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
         let mode = Mode::from_raw_mode(0o666);
         mknodat(dev, name, FileType::CharacterDevice, mode, makedev(major, minor))
             .context(|| format!("could not make the device `{name}`"))?;
-        // The umask took some bits away.
-        chmodat(dev, name, mode, AtFlags::empty())?;
     }
     for (name, to) in LINKS {
         symlinkat(to, dev, name)?;

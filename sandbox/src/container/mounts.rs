@@ -65,6 +65,14 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Resul
     Ok(move_mount(mount, "", target, "", flags)?)
 }
 
+/// Attaches `mount` on an entry of a directory that no one else can change.
+pub(crate) fn attach_at(
+    mount: BorrowedFd<'_>,
+    (directory, name): (BorrowedFd<'_>, &str),
+) -> io::Result<()> {
+    Ok(move_mount(mount, "", directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
 /// Opens a path below `root` as a place to mount on; a symbolic link anywhere in it is refused.
 pub(crate) fn place(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     rustix::fs::openat2(
@@ -87,20 +95,26 @@ pub(crate) fn bind_read_only(
     attach(tree.as_fd(), target)
 }
 
-/// Makes a directory, owned as `owner` says, with exactly these permissions.
+/// Makes a directory with these permissions, owned as `owner` says. The process has no umask.
 pub(crate) fn make_directory(
     parent: BorrowedFd<'_>,
     name: &str,
     mode: u32,
     owner: u32,
-) -> io::Result<OwnedFd> {
-    use rustix::fs::{Gid, Uid, fchmod, fchown, mkdirat, openat};
-    mkdirat(parent, name, Mode::from_raw_mode(0o700))
+) -> io::Result<()> {
+    use rustix::fs::{AtFlags, Gid, Uid, chownat, mkdirat};
+    mkdirat(parent, name, Mode::from_raw_mode(mode))
         .context(|| format!("could not make the directory `{name}`"))?;
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = openat(parent, name, flags, Mode::empty())?;
-    fchown(&directory, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
-    // After the owner, and apart from mkdir: chown(2) clears bits and the umask takes some.
-    fchmod(&directory, Mode::from_raw_mode(mode))?;
-    Ok(directory)
+    if owner == 0 {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+    Ok(chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Opens a directory of ours.
+pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+        .context(|| format!("could not open the directory `{name}`"))
 }

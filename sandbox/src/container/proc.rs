@@ -4,10 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, statat};
 use rustix::mount::MountAttrFlags;
 
-use super::mounts::{PLAIN, attach, clone_tree_at, new_filesystem, set_attributes};
+use super::mounts::{PLAIN, attach, attach_at, clone_tree_at, new_filesystem, set_attributes};
 use crate::error::Context;
 
 /// What tells about the host, its kernel's addresses or its other tenants: shown empty.
@@ -59,46 +59,40 @@ impl Proc {
         Ok(Self { mount, user_limits })
     }
 
-    /// Attaches it at `target` and covers what a container must not see or write. `empty` holds
-    /// an empty file `file` and an empty directory `directory`.
+    /// Attaches it at `target` and covers what a container must not see or write. `empty` is a
+    /// read-only mount that holds an empty file `file` and an empty directory `directory`.
     pub(crate) fn attach(&self, target: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> io::Result<()> {
         attach(self.mount.as_fd(), target)?;
         let proc = self.mount.as_fd();
         for name in MASKED {
-            let Some((place, is_directory)) = entry(proc, name)? else {
-                continue;
+            let cover = match kind_of(proc, name)? {
+                None => continue,
+                Some(kind) if kind.is_dir() => "directory",
+                Some(_) => "file",
             };
-            let cover = if is_directory { "directory" } else { "file" };
-            cover_with(empty, cover, place.as_fd())
+            let cover = clone_tree_at(empty, Path::new(cover))?;
+            attach_at(cover.as_fd(), (proc, name))
                 .context(|| format!("could not mask `/proc/{name}`"))?;
         }
         for name in READ_ONLY {
-            let Some((place, _)) = entry(proc, name)? else {
+            if kind_of(proc, name)?.is_none() {
                 continue;
-            };
-            cover_with(proc, name, place.as_fd())
+            }
+            let cover = clone_tree_at(proc, Path::new(name))?;
+            let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+            set_attributes(cover.as_fd(), attributes, None)?;
+            attach_at(cover.as_fd(), (proc, name))
                 .context(|| format!("could not make `/proc/{name}` read-only"))?;
         }
         Ok(())
     }
 }
 
-/// An entry of `/proc` and whether it is a directory; none where this kernel has no such entry.
-fn entry(proc: BorrowedFd<'_>, name: &str) -> io::Result<Option<(OwnedFd, bool)>> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let place = match rustix::fs::openat2(proc, name, flags, Mode::empty(), resolve) {
-        Ok(place) => place,
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let mode = rustix::fs::fstat(&place)?.st_mode;
-    Ok(Some((place, rustix::fs::FileType::from_raw_mode(mode).is_dir())))
-}
-
-fn cover_with(directory: BorrowedFd<'_>, name: &str, place: BorrowedFd<'_>) -> io::Result<()> {
-    let tree = clone_tree_at(directory, Path::new(name))?;
-    let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    set_attributes(tree.as_fd(), attributes, None)?;
-    attach(tree.as_fd(), place)
+/// What an entry of `/proc` is; none where this kernel has no such entry.
+fn kind_of(proc: BorrowedFd<'_>, name: &str) -> io::Result<Option<FileType>> {
+    match statat(proc, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }

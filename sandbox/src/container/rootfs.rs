@@ -29,8 +29,8 @@ use rustix::mount::{
 use super::devices::mount_devices;
 use super::idmap::Slot;
 use super::mounts::{
-    PLAIN, attach, bind_read_only, clone_tree, make_directory, new_filesystem, place,
-    set_attributes,
+    PLAIN, attach, bind_read_only, clone_tree, make_directory, new_filesystem, open_directory,
+    place, set_attributes,
 };
 use super::proc::Proc;
 use crate::error::Context;
@@ -51,6 +51,8 @@ pub(crate) const HOST_NAME: &str = "lazaret";
 pub(crate) struct Storage {
     /// Its root directory.
     root: OwnedFd,
+    /// A read-only mount of `empty`; what is cloned from it is read-only, too.
+    empty: OwnedFd,
 }
 
 impl Storage {
@@ -64,31 +66,12 @@ impl Storage {
         let target = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         attach(root.as_fd(), target.as_fd())
             .context(|| "could not attach the container's storage".into())?;
-        let storage = Self { root };
-        storage.lay_out(owner)?;
-        Ok(storage)
-    }
-
-    fn lay_out(&self, owner: u32) -> io::Result<()> {
-        let root = self.root.as_fd();
-        for (name, mode) in [("upper", 0o755), ("tmp", 0o1777), ("shm", 0o1777)] {
-            make_directory(root, name, mode, owner)?;
-        }
-        for name in ["work", "lower", "merged"] {
-            make_directory(root, name, 0o755, 0)?;
-        }
-        let empty = make_directory(root, "empty", 0o755, 0)?;
-        make_directory(empty.as_fd(), "directory", 0o555, 0)?;
-        write_file(empty.as_fd(), "file", "", 0)?;
-        let init = make_directory(root, "init", 0o755, owner)?;
-        for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
-            make_directory(init.as_fd(), name, mode, owner)?;
-        }
-        let etc = make_directory(init.as_fd(), "etc", 0o755, owner)?;
-        let hosts = format!("127.0.0.1 localhost {HOST_NAME}\n::1 localhost {HOST_NAME}\n");
-        write_file(etc.as_fd(), "hosts", &hosts, owner)?;
-        write_file(etc.as_fd(), "hostname", &format!("{HOST_NAME}\n"), owner)?;
-        write_file(etc.as_fd(), "resolv.conf", "", owner)
+        lay_out(root.as_fd(), owner)?;
+        let empty = open_directory(root.as_fd(), "empty")?;
+        bind_read_only((root.as_fd(), Path::new("empty")), empty.as_fd())?;
+        // Once more: the first descriptor is of what lies below the mount.
+        let empty = open_directory(root.as_fd(), "empty")?;
+        Ok(Self { root, empty })
     }
 
     /// A descriptor for the shim.
@@ -123,8 +106,7 @@ impl Storage {
             bind_read_only((rustix::fs::CWD, &bind.source), target.as_fd())
                 .context(|| format!("could not show `{}`", bind.source.display()))?;
         }
-        let empty = place(self.root.as_fd(), Path::new("empty"))?;
-        proc.attach(place(merged.as_fd(), Path::new("proc"))?.as_fd(), empty.as_fd())?;
+        proc.attach(place(merged.as_fd(), Path::new("proc"))?.as_fd(), self.empty.as_fd())?;
         let tmp = self.clone_directory("tmp")?;
         attach(tmp.as_fd(), place(merged.as_fd(), Path::new("tmp"))?.as_fd())?;
         let shm = self.clone_directory("shm")?;
@@ -142,8 +124,9 @@ impl Storage {
             let tree = clone_tree(layer)?;
             set_attributes(tree.as_fd(), PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY, id_map)
                 .context(|| format!("could not id-map the layer `{}`", layer.display()))?;
-            let directory = make_directory(lower.as_fd(), &number.to_string(), 0o755, 0)?;
-            attach(tree.as_fd(), directory.as_fd())?;
+            let name = number.to_string();
+            make_directory(lower.as_fd(), &name, 0o755, 0)?;
+            attach(tree.as_fd(), open_directory(lower.as_fd(), &name)?.as_fd())?;
             list.push_str(&format!(":lower/{number}"));
         }
         Ok(list)
@@ -181,11 +164,35 @@ fn change_root(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::process::chdir("/")?)
 }
 
+/// Makes the directories of the storage, and the files that every container has.
+fn lay_out(root: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
+    for (name, mode) in [("upper", 0o755), ("tmp", 0o1777), ("shm", 0o1777)] {
+        make_directory(root, name, mode, owner)?;
+    }
+    for name in ["work", "lower", "merged"] {
+        make_directory(root, name, 0o755, 0)?;
+    }
+    make_directory(root, "empty", 0o755, 0)?;
+    let empty = open_directory(root, "empty")?;
+    make_directory(empty.as_fd(), "directory", 0o555, 0)?;
+    write_file(empty.as_fd(), "file", "", 0)?;
+    make_directory(root, "init", 0o755, owner)?;
+    let init = open_directory(root, "init")?;
+    for (name, mode) in [("proc", 0o555), ("dev", 0o755), ("tmp", 0o1777)] {
+        make_directory(init.as_fd(), name, mode, owner)?;
+    }
+    make_directory(init.as_fd(), "etc", 0o755, owner)?;
+    let etc = open_directory(init.as_fd(), "etc")?;
+    let hosts = format!("127.0.0.1 localhost {HOST_NAME}\n::1 localhost {HOST_NAME}\n");
+    write_file(etc.as_fd(), "hosts", &hosts, owner)?;
+    write_file(etc.as_fd(), "hostname", &format!("{HOST_NAME}\n"), owner)?;
+    write_file(etc.as_fd(), "resolv.conf", "", owner)
+}
+
 fn write_file(directory: BorrowedFd<'_>, name: &str, content: &str, owner: u32) -> io::Result<()> {
-    use rustix::fs::{Gid, Uid, fchmod, fchown, openat};
+    use rustix::fs::{Gid, Uid, fchown, openat};
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
-    fchmod(&file, Mode::from_raw_mode(0o644))?;
     fchown(&file, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     rustix::io::write(&file, content.as_bytes())?;
     Ok(())

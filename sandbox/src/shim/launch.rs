@@ -34,12 +34,15 @@ pub(super) enum Launch {
 
 /// Bounds the step's memory and processes, has init fork it, and waits until it is set up.
 pub(super) fn launch(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<Launch> {
-    match job.container.leaf.bound_memory_and_pids(&step.limits) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-            return Ok(Launch::Ended(unrun::does_not_fit(job, step)));
+    // Those of the first step hold already: the container was built within them.
+    if index > 0 {
+        match job.container.leaf.bound_memory_and_pids(&step.limits) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                return Ok(Launch::Ended(unrun::does_not_fit(job, step)));
+            }
+            Err(error) => return Err(error).at(Stage::Cgroup),
         }
-        Err(error) => return Err(error).at(Stage::Cgroup),
     }
     match fork_and_set_up(job, step) {
         Ok((launched, None)) => Ok(Launch::AtGate(launched)),
