@@ -5,8 +5,8 @@
 //! transaction travels along. Each trip costs two switches between threads; with one for each
 //! statement they were more than half of what the server spent on a job.
 //!
-//! Parameters are written `$1`, not `?1`: SQLite numbers the latter with gaps where a statement uses
-//! only some of them, and sqlx fills gaps with the wrong values.
+//! Parameters are written `$1`, not `?1`: SQLite numbers the latter with gaps where a statement
+//! uses only some of them, and sqlx fills gaps with the wrong values.
 
 use jiff::Timestamp;
 use sqlx::query::Query;
