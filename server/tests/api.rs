@@ -167,6 +167,8 @@ fn a_client_may_wait_for_the_end_or_for_a_change() {
     BufReader::new(waiting).read_line(&mut status).expect("read");
     assert!(status.contains("200"), "{status}");
     assert_eq!(server.post("/v1/jobs?wait=61", &sleeping).status, 422);
+    let mistyped = server.post("/v1/jobs?wiat=1", &sleeping);
+    assert!(mistyped.status == 400 && mistyped.body.contains("wiat"), "{}", mistyped.body);
     server.wait_for(&id, "finished");
 }
 

@@ -1,11 +1,14 @@
 //! How a server starts, stops, and is started again after it was killed.
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
+#![expect(clippy::disallowed_methods, reason = "a test starts the server as an operator does")]
 
 mod served;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -59,6 +62,22 @@ fn a_data_directory_that_cannot_be_made_is_refused_by_its_name() {
     std::fs::write(&file, "").expect("written");
     let said = refused(serve_command(&file.join("data"), FREE_PORT));
     assert!(said.contains("file/data") && said.contains("--data"), "{said}");
+}
+
+#[test]
+fn a_server_without_privileges_is_refused_with_the_way_to_get_them() {
+    const NOBODY: u32 = 65_534;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mode = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(dir.path(), mode(0o777)).expect("set");
+    // A copy: what is built may lie where only its builder can read.
+    let binary = dir.path().join("lazaret");
+    std::fs::copy(env!("CARGO_BIN_EXE_lazaret"), &binary).expect("copied");
+    let mut command = Command::new(&binary);
+    command.args(["serve", "--listen", FREE_PORT, "--data"]).arg(dir.path().join("data"));
+    command.uid(NOBODY).gid(NOBODY);
+    let said = refused(command);
+    assert!(said.contains("root") && said.contains("sudo"), "{said}");
 }
 
 #[test]

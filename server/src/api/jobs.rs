@@ -32,6 +32,7 @@ const MAX_INLINE_BODY_BYTES: usize = 64 << 10;
 
 /// How long to wait for an answer that is final.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Seconds to wait for the end of the job, 0 to 60.

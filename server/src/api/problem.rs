@@ -220,6 +220,15 @@ impl Problem {
         }
         Some(problem)
     }
+
+    /// The same problem with the reason that its maker gave, if it is the client's to know.
+    #[must_use]
+    pub fn explained(mut self, reason: &str) -> Self {
+        if self.code.status().is_client_error() && !reason.trim().is_empty() {
+            reason.trim().clone_into(&mut self.detail);
+        }
+        self
+    }
 }
 
 impl IntoResponse for Problem {

@@ -10,6 +10,8 @@ use uuid::Uuid;
 use super::problem::Problem;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest reason that is taken over from a response that was not made by us.
+const MAX_REASON_BYTES: usize = 4096;
 /// The longest name that a client may give.
 const MAX_LENGTH: usize = 128;
 
@@ -22,7 +24,10 @@ pub(super) async fn name_request(request: Request, next: Next) -> Response {
     let mut response = next.run(request).instrument(span).await;
     let problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => Some(problem),
-        None => Problem::of_foreign(&response),
+        None => match Problem::of_foreign(&response) {
+            Some(problem) => Some(problem.explained(&body_text(&mut response).await)),
+            None => None,
+        },
     };
     if let Some(problem) = problem {
         response = problem.into_named_response(&id);
@@ -31,6 +36,13 @@ pub(super) async fn name_request(request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// What a response says that was not made by us: axum's rejections are a line of text.
+async fn body_text(response: &mut Response) -> String {
+    let body = std::mem::take(response.body_mut());
+    let bytes = axum::body::to_bytes(body, MAX_REASON_BYTES).await.unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn given_id(headers: &HeaderMap) -> Option<String> {

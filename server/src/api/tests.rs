@@ -88,7 +88,8 @@ async fn a_method_that_is_not_there_is_a_problem_that_names_those_that_are() {
 
 #[tokio::test]
 async fn what_axum_rejects_is_a_problem() {
-    problem(get_path("/number/many").await, 400).await;
+    let rejected = problem(get_path("/number/many").await, 400).await;
+    assert!(rejected["detail"].as_str().is_some_and(|text| text.contains("many")), "{rejected}");
     problem(get_path("/query?n=many").await, 400).await;
     problem(send(post_body("/foreign", "application/json", "nope")).await, 400).await;
     problem(send(post_body("/foreign", "application/json", "\"x\"")).await, 422).await;

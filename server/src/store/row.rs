@@ -50,6 +50,10 @@ pub(super) fn spec_text(spec: &JobSpec) -> Result<String, StoreError> {
     to_json(spec)
 }
 
+pub(super) fn labels_text(spec: &JobSpec) -> Result<String, StoreError> {
+    to_json(&spec.labels)
+}
+
 pub(super) fn end_text(end: &JobEnd) -> Result<String, StoreError> {
     to_json(end)
 }

@@ -172,7 +172,8 @@ async fn what_was_promised_is_there_after_a_crash_and_what_was_not_is_not() {
     // The database as a power cut in the middle of the next transaction leaves it.
     let mut raw = raw_connection(&dir.path().join("lazaret.db")).await;
     sqlx::query("begin immediate").execute(&mut raw).await.expect("begun");
-    change::apply(&mut raw, &Change::Insert(Box::new(torn.clone()))).await.expect("applied");
+    let insert = Change::Insert(Box::new(torn.clone()));
+    change::apply(&mut raw, change::Place::InBatch, &insert).await.expect("applied");
     let copy = tempfile::tempdir().expect("a directory");
     for name in ["lazaret.db", "lazaret.db-wal"] {
         std::fs::copy(dir.path().join(name), copy.path().join(name)).expect("copied");
@@ -251,5 +252,18 @@ async fn a_deleted_job_leaves_no_row_behind() {
     let labels = vec![("a".to_owned(), "b".to_owned())];
     let listed = store.list(&Filter { labels, limit: 9, ..Filter::default() }).await;
     assert!(listed.expect("read").is_empty());
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn a_change_that_fails_alone_is_undone_and_the_next_one_works() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let opened = open_at(dir.path()).await;
+    let (store, first) = (&opened.store, new_job(&[]));
+    store.insert(first.clone()).await.expect("stored");
+    assert!(store.insert(first).await.is_err(), "the same id twice");
+    let next = new_job(&[("a", "b")]);
+    assert_eq!(store.insert(next.clone()).await.expect("stored"), Effect::Done);
+    assert!(store.job(next.id).await.expect("read").is_some());
     opened.close().await;
 }

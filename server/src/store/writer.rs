@@ -3,7 +3,8 @@
 use sqlx::SqliteConnection;
 use tokio::sync::mpsc;
 
-use super::{Change, Effect, Pending, StoreError, change};
+use super::change::{self, Place};
+use super::{Change, Effect, Pending, StoreError};
 
 /// Changes in one commit. More would only make the first of them wait longer.
 const MAX_BATCH: usize = 256;
@@ -31,7 +32,7 @@ async fn commit(
     changes: &[Change],
 ) -> Vec<Result<Effect, StoreError>> {
     let applied = match changes {
-        [change] => apply_one(connection, change).await,
+        [alone] => change::apply(connection, Place::Alone, alone).await.map(|done| vec![Ok(done)]),
         several => apply_several(connection, several).await,
     };
     match applied {
@@ -44,17 +45,6 @@ async fn commit(
     }
 }
 
-/// A change alone needs no savepoint: undoing it is undoing the transaction.
-async fn apply_one(
-    connection: &mut SqliteConnection,
-    change: &Change,
-) -> Result<Vec<Result<Effect, StoreError>>, StoreError> {
-    execute(connection, "begin immediate").await?;
-    let effect = change::apply(connection, change).await?;
-    execute(connection, "commit").await?;
-    Ok(vec![Ok(effect)])
-}
-
 async fn apply_several(
     connection: &mut SqliteConnection,
     changes: &[Change],
@@ -63,7 +53,7 @@ async fn apply_several(
     execute(connection, "begin immediate").await?;
     for change in changes {
         execute(connection, "savepoint one").await?;
-        let result = change::apply(connection, change).await;
+        let result = change::apply(connection, Place::InBatch, change).await;
         if result.is_err() {
             execute(connection, "rollback to one").await?;
         }

@@ -70,7 +70,11 @@ impl Server {
     /// Starts a server with a configuration file of this text.
     pub(crate) fn start_with(data: &Path, config: &str) -> Self {
         let file = data.with_extension("toml");
-        std::fs::write(&file, config).expect("written");
+        // Beside the data, and one cgroup for all tests, so that a killed server leaves nothing
+        // behind that its test does not remove.
+        let run_dir = data.with_extension("run");
+        let place = format!("run_dir = {run_dir:?}\ncgroup_parent = \"lazaret/tests\"\n");
+        std::fs::write(&file, place + config).expect("written");
         let mut child =
             serve_command(data, FREE_PORT).arg("--config").arg(&file).spawn().expect("started");
         let stdout = child.stdout.take().expect("piped");
