@@ -5,7 +5,8 @@
  *   floor COUNT TRUE      TRUE is a static program that is copied into the root and run
  *
  * Prints one line: the median and the 99th percentile in microseconds, from before the cgroup is
- * made until it is gone. One user namespace serves all, as in a pool of containers.
+ * made until it is gone. Everything is fresh, as in the sandbox: each container has its own user
+ * namespace, its own id-mapped layer, the same mounts, masks and limits.
  *
  *   parent   cgroups, limits ── clone ──▶ init   mounts, pivot_root ── fork ──▶ step   exec
  *   parent   wait, remove cgroups
@@ -23,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -73,8 +75,15 @@ static const struct hierarchy version2[] = {
 
 static const char *const directories[] = {"proc", "dev", "tmp", "old"};
 static const char *const devices[] = {"null", "zero", "full", "random", "urandom", "tty"};
-static const char *const masked[] = {"kcore", "keys", "kmsg", "timer_list", "sysrq-trigger"};
-static const char *const fixed[] = {"bus", "fs", "irq", "sys"};
+/* As in the sandbox: container/proc.rs. Those that this kernel lacks are left out. */
+static const char *masked[] = {
+	"acpi", "allocinfo", "asound", "interrupts", "kallsyms", "kcore", "key-users", "keys",
+	"kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "sched_debug",
+	"schedstat", "scsi", "slabinfo", "softirqs", "sysrq-trigger", "timer_list", "timer_stats",
+	"vmallocinfo",
+};
+static const char *fixed[] = {"bus", "fs", "irq", "mtrr", "sys"};
+static const char *const nested[] = {"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"};
 
 static const struct hierarchy *hierarchies;
 static int hierarchy_count;
@@ -136,6 +145,19 @@ static void make_groups(int *joins)
 	}
 }
 
+/* Has the kernel tell when the container is out of memory. */
+static int watch_memory(void)
+{
+	char registration[64];
+	int notice = eventfd(0, EFD_CLOEXEC);
+	int control = open(group_path(2, "memory.oom_control"), O_RDONLY | O_CLOEXEC);
+	check(control, "memory.oom_control");
+	snprintf(registration, sizeof registration, "%d %d", notice, control);
+	write_file(group_path(2, "cgroup.event_control"), registration);
+	close(control);
+	return notice;
+}
+
 static void remove_groups(const int *joins)
 {
 	for (int i = 0; i < hierarchy_count; i++) {
@@ -146,6 +168,22 @@ static void remove_groups(const int *joins)
 	}
 }
 
+/* The image's layer, read-only and with the container's ids. */
+static void map_lower(void)
+{
+	struct mount_attr attributes = {
+		.attr_set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID,
+		.userns_fd = user_namespace,
+	};
+	int tree = syscall(SYS_open_tree, AT_FDCWD, "lower", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	check(tree, "layer");
+	check(syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes),
+	      "id map");
+	check(syscall(SYS_move_mount, tree, "", AT_FDCWD, "lower", MOVE_MOUNT_F_EMPTY_PATH),
+	      "layer");
+	close(tree);
+}
+
 static void mount_root(void)
 {
 	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "private");
@@ -154,6 +192,9 @@ static void mount_root(void)
 		    "size=134217728,nr_inodes=65536"), "storage");
 	check(mkdir("storage/upper", 0755), "upper");
 	check(mkdir("storage/work", 0755), "work");
+	check(mkdir("storage/tmp", 01777), "tmp");
+	check(mkdir("storage/shm", 01777), "shm");
+	map_lower();
 	check(mount("root", "merged", "overlay", MS_NOSUID | MS_NODEV,
 		    "lowerdir=lower,upperdir=storage/upper,workdir=storage/work"), "overlay");
 	check(chdir("merged"), "merged");
@@ -168,6 +209,9 @@ static void mount_root(void)
 	}
 	check(mkdir("dev/pts", 0755), "pts");
 	check(mount("pts", "dev/pts", "devpts", 0, "newinstance,ptmxmode=666"), "pts");
+	check(mkdir("dev/shm", 0755), "shm");
+	show("../storage/shm", "dev/shm", 0);
+	show("../storage/tmp", "tmp", 0);
 	check(syscall(SYS_pivot_root, ".", "old"), "pivot_root");
 	check(chdir("/"), "root");
 }
@@ -176,9 +220,10 @@ static void close_proc(void)
 {
 	char path[64];
 	for (size_t i = 0; i < sizeof masked / sizeof *masked; i++) {
+		struct stat entry;
 		snprintf(path, sizeof path, "/proc/%s", masked[i]);
-		if (access(path, F_OK) == 0)
-			show("/dev/null", path, 0);
+		if (stat(path, &entry) == 0)
+			show(S_ISDIR(entry.st_mode) ? "/tmp" : "/dev/null", path, 0);
 	}
 	for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
 		snprintf(path, sizeof path, "/proc/%s", fixed[i]);
@@ -186,6 +231,20 @@ static void close_proc(void)
 			show(path, path, MS_RDONLY);
 	}
 	check(umount2("/old", MNT_DETACH), "old root");
+}
+
+/* No namespaces below this one: see container/privileges.rs. */
+static void forbid_namespaces(int limits)
+{
+	char name[64];
+	for (size_t i = 0; i < sizeof nested / sizeof *nested; i++) {
+		snprintf(name, sizeof name, "max_%s_namespaces", nested[i]);
+		int file = openat(limits, name, O_WRONLY | O_CLOEXEC);
+		if (file < 0)
+			continue;
+		check(write(file, "0", 1), name);
+		close(file);
+	}
 }
 
 static void raise_loopback(void)
@@ -233,10 +292,13 @@ static void init(const int *joins)
 	for (int i = 0; i < hierarchy_count && hierarchies == version1; i++)
 		check(write(joins[i], "0", 1), "join");
 	mount_root();
+	int limits = open("/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	check(limits, "/proc/sys/user");
 	close_proc();
 	raise_loopback();
 	check(sethostname("lazaret", 7), "host name");
 	check(setns(user_namespace, CLONE_NEWUSER), "user namespace");
+	forbid_namespaces(limits);
 	pid_t child = fork();
 	check(child, "fork");
 	if (child == 0)
@@ -253,7 +315,7 @@ static int rest(void *unused)
 	return 0;
 }
 
-/* A user namespace with 65,536 ids, made ahead by a process that does nothing else. */
+/* A user namespace with 65,536 ids, made by a process that does nothing else. */
 static void make_user_namespace(void)
 {
 	char path[64], map[64];
@@ -299,7 +361,9 @@ static double run_once(void)
 	struct timespec start, end;
 	int joins[4], status;
 	clock_gettime(CLOCK_MONOTONIC, &start);
+	make_user_namespace();
 	make_groups(joins);
+	int notice = hierarchies == version1 ? watch_memory() : -1;
 	if (hierarchies == version2) {
 		arguments.flags |= CLONE_INTO_CGROUP;
 		arguments.cgroup = joins[0];
@@ -309,7 +373,10 @@ static double run_once(void)
 	if (child == 0)
 		init(joins);
 	check(waitpid(child, &status, 0), "wait");
+	if (notice >= 0)
+		close(notice);
 	remove_groups(joins);
+	close(user_namespace);
 	clock_gettime(CLOCK_MONOTONIC, &end);
 	if (status != 0) {
 		fprintf(stderr, "floor: a container ended with %x\n", status);
@@ -339,7 +406,6 @@ int main(int count_of_arguments, char **arguments)
 	if (hierarchies == version2)
 		write_file("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +memory +pids");
 	make_lower(arguments[2]);
-	make_user_namespace();
 	for (int i = 0; i < count; i++)
 		times[i] = run_once();
 	char command[512];
