@@ -42,7 +42,8 @@ pub enum Event {
         /// How it ended.
         outcome: StepOutcome,
     },
-    /// The container is gone: no process, mount or cgroup of it is left. The last event.
+    /// Nothing of the job runs any more, and the spool is whole. What else is left of the container
+    /// is removed right after. The last event.
     Finished(Outcome),
 }
 

@@ -32,7 +32,7 @@ use crate::clock;
 use crate::container::files::{make_workdir, write_file};
 use crate::container::idmap::{INIT_ID, Slot};
 use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
-use crate::container::proc::Proc;
+use crate::container::proc::{Covers, Proc};
 use crate::container::rootfs::{HOST_NAME, Storage};
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Error, Result, Stage};
@@ -134,6 +134,7 @@ pub(crate) struct Inherited<'a> {
     pub(crate) birth: &'a Birth,
     pub(crate) filters: &'a Filters,
     pub(crate) one_thread: &'a OneThread,
+    pub(crate) covers: &'a Covers,
     /// A directory of the container's own on the host, to attach the storage at.
     pub(crate) staging: &'a Path,
     pub(crate) slot: &'a Slot,
@@ -203,9 +204,11 @@ fn become_container(
     storage: &Storage,
     proc: &Proc,
 ) -> Result<OwnedFd> {
-    let Inherited { slot, user_namespace, .. } = *inherited;
+    let Inherited { slot, user_namespace, covers, .. } = *inherited;
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
-    storage.become_root(&container.rootfs, slot, user_namespace, proc).at(Stage::Rootfs)?;
+    storage
+        .become_root(&container.rootfs, (slot, user_namespace), (proc, covers))
+        .at(Stage::Rootfs)?;
     // Still as the host's root: the directory may be the host image's, whose owner has no id inside.
     let owner = |inner| slot.host_id(inner);
     let user = &container.user;

@@ -24,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
+use crate::container::proc::Covers;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::handle::Container;
@@ -151,6 +152,7 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
         settings: settings.clone(),
         cgroup: cgroup.at(Stage::Cgroup)?,
         filters,
+        covers: Covers::find().at(Stage::Proc)?,
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
         one_thread,
     })

@@ -6,17 +6,16 @@
 //! so the kernel frees it when the last of them is gone, however they end.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use rustix::process::{Pid, WaitOptions};
 
 use crate::error::Context;
-use crate::sys::{self, Fork, Namespaces, OneThread};
+use crate::sys::Sleeper;
 
 /// Ids in one slot: inner ids 0 to 65535.
 pub(crate) const IDS_PER_SLOT: u32 = 65_536;
@@ -64,34 +63,17 @@ impl Slot {
         FIRST_ID + self.number * IDS_PER_SLOT + inner
     }
 
-    /// A user namespace in which inner ids 0 to 65535 are this slot's.
-    ///
-    /// It takes a process to make one: a child is born in it, and while it waits for the end of
-    /// a pipe its maps are written and its namespace is opened.
-    pub(crate) fn user_namespace(&self, one_thread: &OneThread) -> io::Result<OwnedFd> {
-        let (wait, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        match sys::clone_process(one_thread, Namespaces::USER, None)? {
-            Fork::Child => {
-                drop(release);
-                // Any answer is the end: the parent has what it came for, or is gone.
-                let _end = rustix::io::read(&wait, &mut [0]);
-                sys::exit(0)
-            }
-            Fork::Parent(child) => {
-                let namespace = self.map_and_open(child);
-                drop(release);
-                rustix::process::waitpid(Some(child), WaitOptions::empty())?;
-                namespace
-            }
-        }
-    }
-
-    fn map_and_open(&self, child: Pid) -> io::Result<OwnedFd> {
+    /// A user namespace in which inner ids 0 to 65535 are this slot's. It takes a process to make
+    /// one; that sleeps while its maps are written and its namespace is opened.
+    pub(crate) fn user_namespace(&self) -> io::Result<OwnedFd> {
+        let sleeper = Sleeper::in_new_user_namespace()?;
+        let process = format!("/proc/{}", sleeper.pid().as_raw_nonzero());
         let map = format!("0 {} {IDS_PER_SLOT}\n", self.host_id(0));
-        let process = format!("/proc/{}", child.as_raw_nonzero());
         for file in ["uid_map", "gid_map"] {
-            std::fs::write(format!("{process}/{file}"), &map)
-                .context(|| format!("could not write `{file}`"))?;
+            let path = format!("{process}/{file}");
+            let file = OpenOptions::new().write(true).open(&path);
+            file.and_then(|mut file| file.write_all(map.as_bytes()))
+                .context(|| format!("could not write `{path}`"))?;
         }
         Ok(File::open(format!("{process}/ns/user"))?.into())
     }

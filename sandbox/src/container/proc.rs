@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, statat};
+use rustix::fs::{FileType, Mode, OFlags, lstat};
 use rustix::mount::MountAttrFlags;
 
 use super::mounts::{PLAIN, attach, attach_at, clone_tree_at, new_filesystem, set_attributes};
@@ -61,26 +61,22 @@ impl Proc {
 
     /// Attaches it at `target` and covers what a container must not see or write. `empty` is a
     /// read-only mount that holds an empty file `file` and an empty directory `directory`.
-    pub(crate) fn attach(&self, target: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn attach(
+        &self,
+        target: BorrowedFd<'_>,
+        empty: BorrowedFd<'_>,
+        covers: &Covers,
+    ) -> io::Result<()> {
         attach(self.mount.as_fd(), target)?;
         let proc = self.mount.as_fd();
-        for name in MASKED {
-            let cover = match kind_of(proc, name)? {
-                None => continue,
-                Some(kind) if kind.is_dir() => "directory",
-                Some(_) => "file",
-            };
+        for (name, cover) in &covers.masked {
             let cover = clone_tree_at(empty, Path::new(cover))?;
             attach_at(cover.as_fd(), (proc, name))
                 .context(|| format!("could not mask `/proc/{name}`"))?;
         }
-        for name in READ_ONLY {
-            if kind_of(proc, name)?.is_none() {
-                continue;
-            }
+        for name in &covers.read_only {
             let cover = clone_tree_at(proc, Path::new(name))?;
-            let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
-            set_attributes(cover.as_fd(), attributes, None)?;
+            set_attributes(cover.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, None)?;
             attach_at(cover.as_fd(), (proc, name))
                 .context(|| format!("could not make `/proc/{name}` read-only"))?;
         }
@@ -88,9 +84,36 @@ impl Proc {
     }
 }
 
+/// What of this kernel's `/proc` has to be covered: found out once, as it is the same in every
+/// container.
+#[derive(Debug)]
+pub(crate) struct Covers {
+    /// Each name with what covers it.
+    masked: Vec<(&'static str, &'static str)>,
+    read_only: Vec<&'static str>,
+}
+
+impl Covers {
+    /// Looks through the host's `/proc`.
+    pub(crate) fn find() -> io::Result<Self> {
+        let mut covers = Self { masked: Vec::new(), read_only: Vec::new() };
+        for name in MASKED {
+            match kind_of(name)? {
+                None => {}
+                Some(kind) if kind.is_dir() => covers.masked.push((name, "directory")),
+                Some(_) => covers.masked.push((name, "file")),
+            }
+        }
+        for name in READ_ONLY {
+            covers.read_only.extend(kind_of(name)?.map(|_| name));
+        }
+        Ok(covers)
+    }
+}
+
 /// What an entry of `/proc` is; none where this kernel has no such entry.
-fn kind_of(proc: BorrowedFd<'_>, name: &str) -> io::Result<Option<FileType>> {
-    match statat(proc, name, AtFlags::SYMLINK_NOFOLLOW) {
+fn kind_of(name: &str) -> io::Result<Option<FileType>> {
+    match lstat(format!("/proc/{name}")) {
         Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
         Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),

@@ -32,7 +32,7 @@ use super::mounts::{
     PLAIN, attach, bind_read_only, clone_tree, make_directory, new_filesystem, open_directory,
     place, set_attributes,
 };
-use super::proc::Proc;
+use super::proc::{Covers, Proc};
 use crate::error::Context;
 use crate::spec::Rootfs;
 
@@ -94,9 +94,8 @@ impl Storage {
     pub(crate) fn become_root(
         &self,
         rootfs: &Rootfs,
-        slot: &Slot,
-        user_namespace: BorrowedFd<'_>,
-        proc: &Proc,
+        (slot, user_namespace): (&Slot, BorrowedFd<'_>),
+        (proc, covers): (&Proc, &Covers),
     ) -> io::Result<()> {
         let id_map = rootfs.is_id_mapped.then_some(user_namespace);
         let lower = self.attach_layers(rootfs, id_map)?;
@@ -106,7 +105,7 @@ impl Storage {
             bind_read_only((rustix::fs::CWD, &bind.source), target.as_fd())
                 .context(|| format!("could not show `{}`", bind.source.display()))?;
         }
-        proc.attach(place(merged.as_fd(), Path::new("proc"))?.as_fd(), self.empty.as_fd())?;
+        proc.attach(place(merged.as_fd(), Path::new("proc"))?.as_fd(), self.empty.as_fd(), covers)?;
         let tmp = self.clone_directory("tmp")?;
         attach(tmp.as_fd(), place(merged.as_fd(), Path::new("tmp"))?.as_fd())?;
         let shm = self.clone_directory("shm")?;

@@ -120,6 +120,9 @@ impl Container {
 
     /// Kills everything in the container, init first: with PID 1 the kernel ends all others.
     pub(super) fn kill(&self) -> Result<()> {
+        if self.is_reaped {
+            return Ok(());
+        }
         match pidfd_send_signal(&self.process, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error).at(Stage::Init),
@@ -148,10 +151,15 @@ impl Container {
         Ok(is_full.then(|| (allowed, allowed - stat.f_bfree * stat.f_frsize)))
     }
 
+    /// Ends every process of the container.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.kill()?;
+        self.reap()
+    }
+
     /// Ends the container and removes all of it.
     pub(super) fn tear_down(mut self) -> Result<()> {
-        self.kill()?;
-        self.reap()?;
+        self.end()?;
         self.storage = None;
         self.leaf.remove().at(Stage::Cgroup)
     }

@@ -27,6 +27,7 @@ use self::unrun::not_run;
 use crate::cgroup::{self, Birth};
 use crate::clock;
 use crate::container::idmap::Slot;
+use crate::container::proc::Covers;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::handle::Event;
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) cgroup: cgroup::Parent,
     pub(crate) filters: Filters,
+    pub(crate) covers: Covers,
     /// CPUs of the host: what a container can use at most at one time.
     pub(crate) cores: u64,
     pub(crate) one_thread: OneThread,
@@ -86,8 +88,13 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
         return directory.remove().at(Stage::RunDirectory);
     };
     directory.set_label(&spec.label).at(Stage::RunDirectory)?;
-    let outcome = run(container, (&spec, spool), &mut server, shared.cores);
+    let (outcome, container) = run(container, (&spec, spool), &mut server, shared.cores);
+    // Nothing of the job runs any more. What is left is removed while the server stores how it
+    // ended; if that fails the zygote sees to it.
     server.tell(&Event::Finished(outcome.clone())).at(Stage::Shim)?;
+    if let Some(container) = container {
+        container.tear_down()?;
+    }
     if server.await_acknowledgement().at(Stage::Shim)? {
         directory.remove().at(Stage::RunDirectory)
     } else {
@@ -122,7 +129,7 @@ enum Side {
 fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground> {
     let hint = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
     let slot = Slot::take(Path::new(&shared.settings.ids_dir), hint).at(Stage::Ids)?;
-    let user_namespace = slot.user_namespace(&shared.one_thread).at(Stage::Namespaces)?;
+    let user_namespace = slot.user_namespace().at(Stage::Namespaces)?;
     let leaf = shared.cgroup.make_leaf(id).at(Stage::Cgroup)?;
     let birth = match leaf.birth() {
         Ok(birth) => birth,
@@ -154,6 +161,7 @@ impl Ground {
             birth: &self.birth,
             filters: &shared.filters,
             one_thread: &shared.one_thread,
+            covers: &shared.covers,
             staging: &self.staging,
             slot: &self.slot,
             user_namespace: self.user_namespace.as_fd(),
@@ -172,16 +180,17 @@ fn await_prepared(mut container: Container) -> Result<Container> {
     }
 }
 
-/// Runs the job and removes the container; what fails on the way is a fault.
+/// Runs the job; what fails on the way is a fault. Answers with the container, of whose processes
+/// none but init is left, if there was one.
 fn run(
     container: Result<Container>,
     (spec, spool): (&ContainerSpec, OwnedFd),
     server: &mut Server,
     cores: u64,
-) -> Outcome {
+) -> (Outcome, Option<Container>) {
     let container = match container {
         Ok(container) => container,
-        Err(error) => return fault(spec, Vec::new(), &error),
+        Err(error) => return (fault(spec, Vec::new(), &error), None),
     };
     let mut job = Job {
         container,
@@ -194,11 +203,14 @@ fn run(
         is_over: false,
     };
     let ran = job.run();
-    let Job { container, steps, .. } = job;
-    match ran.and(container.tear_down()) {
+    let Job { mut container, steps, .. } = job;
+    // After a fault a step may still run.
+    let ran = ran.or_else(|error| container.end().and(Err(error)));
+    let outcome = match ran {
         Ok(()) => Outcome { verdict: verdict_of(spec, &steps), steps, detail: None },
         Err(error) => fault(spec, steps, &error),
-    }
+    };
+    (outcome, Some(container))
 }
 
 /// The verdict of the first step that did not succeed and was not allowed to fail. A step that was
