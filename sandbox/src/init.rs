@@ -37,7 +37,7 @@ use crate::container::rootfs::{HOST_NAME, Storage};
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::spec::{Rootfs, User};
-use crate::step::{self, Stdio};
+use crate::step::{self, Parked, Stdio};
 use crate::sys::{self, Fork, OneThread};
 use crate::wire::Channel;
 use crate::zygote::name_process;
@@ -158,6 +158,7 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
     enter(inherited.birth)?;
     let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
     let proc = Proc::new().at(Stage::Proc)?;
+    let parked = Parked::new(inherited)?;
     shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
     let order = match shim.recv() {
@@ -174,7 +175,7 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
     // The shim's descriptor is the last: what keeps the storage is not to be within reach of a step.
     drop((storage, proc));
     shim.send(&Report::Done, &[]).at(Stage::Init)?;
-    Init::new(container.user, workdir)?.serve(shim, inherited)
+    Init::new(container.user, workdir, parked)?.serve(shim, inherited)
 }
 
 /// Comes to be in the container's cgroup and finishes the namespaces that depend on it.
@@ -224,18 +225,20 @@ struct Init {
     user: User,
     workdir: OwnedFd,
     children: SignalFd,
+    /// What becomes the first step.
+    parked: Option<Parked>,
     /// The main process of the step that runs.
     main: Option<Pid>,
 }
 
 impl Init {
-    fn new(user: User, workdir: OwnedFd) -> Result<Self> {
+    fn new(user: User, workdir: OwnedFd, parked: Parked) -> Result<Self> {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGCHLD);
         signals.thread_block().at(Stage::Init)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let children = SignalFd::with_flags(&signals, flags).at(Stage::Init)?;
-        Ok(Self { user, workdir, children, main: None })
+        Ok(Self { user, workdir, children, parked: Some(parked), main: None })
     }
 
     /// Carries out orders until the shim closes its end.
@@ -276,20 +279,23 @@ impl Init {
                 set_file_owner(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() });
                 written.at(Stage::Files).map(|()| Some(Report::Done))
             }
-            Order::Run(step) => self.start(&step, fds, inherited).map(|()| None),
+            Order::Run(step) => self.start(step, fds, inherited).map(|()| None),
             Order::Kill => kill_all().map(|()| None),
         }
     }
 
-    fn start(&mut self, step: &Step, fds: Vec<OwnedFd>, inherited: &Inherited<'_>) -> Result<()> {
+    fn start(&mut self, step: Step, fds: Vec<OwnedFd>, inherited: &Inherited<'_>) -> Result<()> {
         let stdio = Stdio::try_from(fds).at(Stage::Step)?;
-        match sys::fork(inherited.one_thread).at(Stage::Step)? {
-            Fork::Child => step::main(step, &self.user, stdio, inherited.filters),
-            Fork::Parent(pid) => {
-                self.main = Some(Pid::from_raw(pid.as_raw_nonzero().get()));
-                Ok(())
+        let pid = if let Some(parked) = self.parked.take() {
+            parked.release(step, &self.user, &stdio)?
+        } else {
+            match sys::fork(inherited.one_thread).at(Stage::Step)? {
+                Fork::Child => step::main(&step, &self.user, stdio, inherited.filters),
+                Fork::Parent(pid) => pid,
             }
-        }
+        };
+        self.main = Some(Pid::from_raw(pid.as_raw_nonzero().get()));
+        Ok(())
     }
 
     /// Reaps what has ended. If the step's main process is among it, kills and reaps the rest.

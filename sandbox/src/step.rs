@@ -1,28 +1,30 @@
 //! The process that becomes the untrusted program: from the fork to the exec.
 //!
 //! ```text
-//! session → limits → ids → capabilities, no_new_privs → seccomp │ gate │ workdir → exec
+//! session → user namespace → no_new_privs, seccomp │ parked │ stdio → limits → ids → capabilities
+//!                                                           → workdir │ gate │ exec
 //! ```
 //!
-//! The order is fixed: ids need a capability, capabilities have to go before `no_new_privs` can
-//! vouch for it, the filters forbid what the stages before them do. At the gate the shim reads
-//! the counters and starts the clock, so that nothing to the left of it is charged to the program.
+//! All that needs no job comes first, so that one process waits there ready for the first step of
+//! its container ([`Parked`]); later steps do it all at once. The filters leave it the few calls
+//! that ids, limits and capabilities take. At the gate the shim reads the counters and starts the
+//! clock, so that nothing to the left of it is charged to the program.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::chdir;
+use rustix::process::{Pid, chdir};
 use serde::{Deserialize, Serialize};
 
-use crate::container::privileges::{drop_capabilities, set_ids};
+use crate::container::privileges::{drop_capabilities, join, set_ids};
 use crate::container::rlimits::set_limits;
 use crate::container::seccomp::Filters;
-use crate::error::{At as _, Context as _, Result, Stage};
-use crate::init::{Failure, Step};
+use crate::error::{At as _, Context as _, Error, Result, Stage};
+use crate::init::{Failure, Inherited, Step};
 use crate::spec::User;
-use crate::sys;
-use crate::wire::{Channel, MAX_FRAME_BYTES};
+use crate::sys::{self, Fork};
+use crate::wire::{self, Channel, MAX_FRAME_BYTES};
 
 /// Where a program without `/` is looked for when the step's environment has no `PATH`.
 pub(crate) const DEFAULT_PATH: &str =
@@ -65,11 +67,97 @@ impl TryFrom<Vec<OwnedFd>> for Stdio {
     }
 }
 
-/// Becomes the program, or tells through the gate why not.
+/// A process that is confined already, and waits to become the first step.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    pid: Pid,
+    control: Channel,
+}
+
+/// What a parked process is to become; the descriptors of [`Stdio`] travel along.
+#[derive(Debug, Serialize, Deserialize)]
+struct Become {
+    step: Step,
+    user: User,
+}
+
+impl Parked {
+    /// Forks the process and waits until it is parked.
+    pub(crate) fn new(inherited: &Inherited<'_>) -> Result<Self> {
+        let (ours, theirs) = wire::pair().at(Stage::Step)?;
+        match sys::fork(inherited.one_thread).at(Stage::Step)? {
+            Fork::Child => {
+                drop(ours);
+                park(Channel::new(theirs, MAX_FRAME_BYTES), inherited)
+            }
+            Fork::Parent(pid) => {
+                drop(theirs);
+                let mut control = Channel::new(ours, MAX_FRAME_BYTES);
+                let (parked, _): (std::result::Result<(), Failure>, _) =
+                    control.recv().at(Stage::Step)?;
+                parked.map_err(Error::from)?;
+                Ok(Self { pid, control })
+            }
+        }
+    }
+
+    /// Has it become the step; answers with its pid.
+    pub(crate) fn release(self, step: Step, user: &User, stdio: &Stdio) -> Result<Pid> {
+        let Stdio { stdin, stdout, stderr, gate } = stdio;
+        let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), gate.as_fd()];
+        self.control.send(&Become { step, user: user.clone() }, &fds).at(Stage::Step)?;
+        Ok(self.pid)
+    }
+}
+
+/// Lives as the parked process, in which nothing of the job is known.
+fn park(mut init: Channel, inherited: &Inherited<'_>) -> ! {
+    let parked = confine_ahead(inherited).map_err(Failure::from);
+    let told = init.send(&parked, &[]);
+    if parked.is_err() || told.is_err() {
+        sys::exit(125);
+    }
+    match init.recv() {
+        Ok((Become { step, user }, fds)) => match Stdio::try_from(fds) {
+            Ok(stdio) => become_program(&step, &user, stdio),
+            Err(_) => sys::exit(125),
+        },
+        // Thrown away unused.
+        Err(_) => sys::exit(0),
+    }
+}
+
+fn confine_ahead(inherited: &Inherited<'_>) -> Result<()> {
+    // The root of this process is changed with init's, its directory too if it is the root.
+    chdir("/").at(Stage::Step)?;
+    join(inherited.user_namespace).at(Stage::Privileges)?;
+    confine(inherited.filters)
+}
+
+/// Confines this process, a fork of init, and becomes the program.
 pub(crate) fn main(step: &Step, user: &User, stdio: Stdio, filters: &Filters) -> ! {
+    match confine(filters) {
+        Ok(()) => become_program(step, user, stdio),
+        Err(error) => {
+            let gate = Channel::new(stdio.gate, MAX_FRAME_BYTES);
+            let told = gate.send(&GateReport::Failed(error.into()), &[]);
+            sys::exit(if told.is_ok() { 126 } else { 125 })
+        }
+    }
+}
+
+fn confine(filters: &Filters) -> Result<()> {
+    sys::reset_signals();
+    rustix::process::setsid().at(Stage::Step)?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    filters.install_on_step().at(Stage::Seccomp)
+}
+
+/// Becomes the program, or tells through the gate why not.
+fn become_program(step: &Step, user: &User, stdio: Stdio) -> ! {
     let Stdio { stdin, stdout, stderr, gate } = stdio;
     let mut gate = Channel::new(gate, MAX_FRAME_BYTES);
-    let report = match set_up([stdin, stdout, stderr], step, user, filters) {
+    let report = match set_up([stdin, stdout, stderr], step, user) {
         Ok(program) => program.run(&mut gate),
         Err(error) => GateReport::Failed(error.into()),
     };
@@ -78,19 +166,15 @@ pub(crate) fn main(step: &Step, user: &User, stdio: Stdio, filters: &Filters) ->
     sys::exit(if told.is_ok() { 126 } else { 125 })
 }
 
-fn set_up(stdio: [OwnedFd; 3], step: &Step, user: &User, filters: &Filters) -> Result<Program> {
+fn set_up(stdio: [OwnedFd; 3], step: &Step, user: &User) -> Result<Program> {
     let program = Program::new(step).at(Stage::Step)?;
-    sys::reset_signals();
-    rustix::process::setsid().at(Stage::Step)?;
     let [stdin, stdout, stderr] = stdio;
     rustix::stdio::dup2_stdin(&stdin).at(Stage::Step)?;
     rustix::stdio::dup2_stdout(&stdout).at(Stage::Step)?;
     rustix::stdio::dup2_stderr(&stderr).at(Stage::Step)?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     set_limits(step.open_files).at(Stage::Rlimits)?;
     set_ids(user).at(Stage::Privileges)?;
     drop_capabilities(user).at(Stage::Privileges)?;
-    filters.install_on_step().at(Stage::Seccomp)?;
     Ok(program)
 }
 

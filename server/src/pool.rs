@@ -42,6 +42,12 @@ impl Pool {
         self.spawn()
     }
 
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ready().is_empty()
+    }
+
     /// Makes containers until enough wait. Does nothing while another thread does this. Blocks.
     ///
     /// # Errors

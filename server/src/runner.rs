@@ -22,6 +22,9 @@ use crate::store::KeptLog;
 /// How much longer than its own limit a container may take before its shim is given up.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// Bytes that are copied without moving other work off the thread first: that takes longer.
+const MAX_INLINE_BYTES: u64 = 64 << 10;
+
 /// What attempts are run with.
 #[derive(Debug)]
 pub struct Runner {
@@ -151,10 +154,15 @@ pub async fn run(runner: &Runner, claimed: Claimed, job: &LiveJob) -> Ended {
 }
 
 /// Starts the container. In place, not on a thread of its own: a container that waits for this is
-/// started in less time than it takes to wake a thread, and where one has to be made or large files
-/// are handed over, the runtime moves what else this thread had to do.
+/// started in less time than it takes to wake a thread. Only where one has to be made, or large
+/// files are handed over, the runtime moves what else this thread had to do.
 fn start(runner: &Runner, claimed: Claimed) -> Result<Running, Fault> {
-    let (container, hold) = tokio::task::block_in_place(|| start_blocking(runner, claimed))?;
+    let is_quick = claimed.inputs.total_bytes() <= MAX_INLINE_BYTES && !runner.pool.is_empty();
+    let (container, hold) = if is_quick {
+        start_blocking(runner, claimed)?
+    } else {
+        tokio::task::block_in_place(|| start_blocking(runner, claimed))?
+    };
     Ok(Running::new(container, hold)?)
 }
 
@@ -195,7 +203,10 @@ async fn watch(running: &mut Running, job: &LiveJob) -> Result<Outcome, Fault> {
 /// where it is and is read as it is.
 fn reap_spool(runner: &Runner, id: JobId, attempt: u32) -> Harvest {
     let harvest = || harvest::harvest(&runner.files, id, attempt);
-    tokio::task::block_in_place(harvest).unwrap_or_else(|error| {
+    let is_quick =
+        runner.files.spool_bytes(id, attempt).is_ok_and(|bytes| bytes <= MAX_INLINE_BYTES);
+    let harvest = if is_quick { harvest() } else { tokio::task::block_in_place(harvest) };
+    harvest.unwrap_or_else(|error| {
         tracing::error!(job.id = %id, attempt, %error, "could not keep the log");
         Harvest::lost()
     })

@@ -57,13 +57,18 @@ pub(crate) fn join_user_namespace(
     user_namespace: BorrowedFd<'_>,
     user_limits: BorrowedFd<'_>,
 ) -> io::Result<()> {
-    setns(user_namespace, CloneFlags::CLONE_NEWUSER)
-        .context(|| "could not join the user namespace".into())?;
+    join(user_namespace)?;
     forbid_namespaces(user_limits)?;
     set_ids(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() })?;
     // After the last change of ids, which resets both (prctl(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Joins a user namespace, of which the process then has all capabilities and no id.
+pub(crate) fn join(user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    setns(user_namespace, CloneFlags::CLONE_NEWUSER)
+        .context(|| "could not join the user namespace".into())
 }
 
 /// Sets the limits of all namespaces below this one to none: a second lock beside seccomp. The

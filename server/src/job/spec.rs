@@ -87,6 +87,13 @@ impl Inputs {
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.stdin.iter().all(|bytes| bytes.is_empty())
     }
+
+    /// Bytes of all files and all that is read.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        let files = self.files.iter().map(|file| file.content.len());
+        files.chain(self.stdin.iter().map(|bytes| bytes.len())).map(|bytes| bytes as u64).sum()
+    }
 }
 
 impl JobSpec {

@@ -90,6 +90,14 @@ impl LogFiles {
         }
     }
 
+    /// Length of a spool.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn spool_bytes(&self, id: JobId, attempt: u32) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.spool_path(id, attempt))?.len())
+    }
+
     /// Removes a spool that is kept elsewhere by now.
     ///
     /// # Errors
