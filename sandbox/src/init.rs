@@ -21,10 +21,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Birth;
@@ -104,6 +104,14 @@ pub(crate) enum Exit {
     Signal(i32),
 }
 
+impl Exit {
+    /// What a status says; nothing if the process has only stopped.
+    fn of(status: WaitStatus) -> Option<Self> {
+        let code = status.exit_status().map(Self::Code);
+        code.or_else(|| status.terminating_signal().map(Self::Signal))
+    }
+}
+
 /// A failure of ours that crosses a process boundary.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
@@ -131,7 +139,6 @@ impl From<Failure> for Error {
 
 /// What init has from the shim that it was forked from.
 pub(crate) struct Inherited<'a> {
-    pub(crate) birth: &'a Birth,
     pub(crate) filters: &'a Filters,
     pub(crate) one_thread: &'a OneThread,
     pub(crate) covers: &'a Covers,
@@ -142,8 +149,8 @@ pub(crate) struct Inherited<'a> {
 }
 
 /// Lives as PID 1, from its birth in all namespaces but user and cgroup to its end.
-pub(crate) fn main(mut shim: Channel, inherited: &Inherited<'_>) -> ! {
-    let code = match live(&mut shim, inherited) {
+pub(crate) fn main(mut shim: Channel, birth: Birth, inherited: &Inherited<'_>) -> ! {
+    let code = match live(&mut shim, birth, inherited) {
         Ok(()) => 0,
         Err(error) => {
             // If the shim is gone too, nobody is left to tell.
@@ -154,8 +161,8 @@ pub(crate) fn main(mut shim: Channel, inherited: &Inherited<'_>) -> ! {
     sys::exit(code)
 }
 
-fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
-    enter(inherited.birth)?;
+fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<()> {
+    enter(birth)?;
     let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
     let proc = Proc::new().at(Stage::Proc)?;
     let parked = Parked::new(inherited)?;
@@ -172,14 +179,15 @@ fn live(shim: &mut Channel, inherited: &Inherited<'_>) -> Result<()> {
             .at(Stage::Init);
     };
     let workdir = become_container(&container, inherited, &storage, &proc)?;
-    // The shim's descriptor is the last: what keeps the storage is not to be within reach of a step.
+    // What keeps the storage is the shim's descriptor, out of reach of any step.
     drop((storage, proc));
     shim.send(&Report::Done, &[]).at(Stage::Init)?;
     Init::new(container.user, workdir, parked)?.serve(shim, inherited)
 }
 
-/// Comes to be in the container's cgroup and finishes the namespaces that depend on it.
-fn enter(birth: &Birth) -> Result<()> {
+/// Comes to be in the container's cgroup, of which no descriptor is left then, and finishes the
+/// namespaces that depend on it.
+fn enter(birth: Birth) -> Result<()> {
     if let Birth::Enter(tasks) = birth {
         for tasks in tasks {
             rustix::io::write(tasks, b"0").at(Stage::Cgroup)?;
@@ -210,7 +218,7 @@ fn become_container(
     storage
         .become_root(&container.rootfs, (slot, user_namespace), (proc, covers))
         .at(Stage::Rootfs)?;
-    // Still as the host's root: the directory may be the host image's, whose owner has no id inside.
+    // Still as the host's root: the owner of a directory of the host image has no id inside.
     let owner = |inner| slot.host_id(inner);
     let user = &container.user;
     let workdir = make_workdir(&container.workdir, (owner(user.uid), owner(user.gid)));
@@ -294,7 +302,7 @@ impl Init {
                 Fork::Parent(pid) => pid,
             }
         };
-        self.main = Some(Pid::from_raw(pid.as_raw_nonzero().get()));
+        self.main = Some(pid);
         Ok(())
     }
 
@@ -305,15 +313,15 @@ impl Init {
         let mut ended = None;
         loop {
             // With the main process gone, wait for everyone; a killed process does not linger.
-            let flags = if ended.is_some() { None } else { Some(WaitPidFlag::WNOHANG) };
-            let (pid, exit) = match waitpid(None, flags) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, Exit::Code(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(ended),
-                // Stops and continuations are not asked for.
-                Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
+            let options = if ended.is_some() { WaitOptions::empty() } else { WaitOptions::NOHANG };
+            let (pid, status) = match rustix::process::wait(options) {
+                Ok(Some(reaped)) => reaped,
+                Ok(None) | Err(Errno::CHILD) => return Ok(ended),
+                Err(Errno::INTR) => continue,
                 Err(error) => return Err(error).at(Stage::Init),
             };
+            // Raw numbers: real-time signals have no name.
+            let Some(exit) = Exit::of(status) else { continue };
             if self.main == Some(pid) {
                 self.main = None;
                 ended = Some(Ended { exit, at: clock::now() });
@@ -343,7 +351,7 @@ fn receive(shim: &mut Channel) -> Result<Option<(Option<Order>, Vec<OwnedFd>)>> 
 /// Kills every process of the container but this one. The kernel does it in one go, with forks
 /// held off, so that none escapes by being born meanwhile (kill(2), pid -1).
 fn kill_all() -> Result<()> {
-    match nix::sys::signal::kill(Pid::from_raw(-1), Signal::SIGKILL) {
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).at(Stage::Init),
     }

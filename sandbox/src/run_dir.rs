@@ -14,6 +14,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup;
@@ -164,15 +165,19 @@ fn find_shim(path: &Path) -> io::Result<Option<OwnedFd>> {
     Ok(start_time(pid).is_ok_and(|now| now == started).then_some(process))
 }
 
+/// How long a killed shim may take to end.
+const KILL_BOUND: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
 fn kill_and_wait(process: &OwnedFd) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, poll};
     match pidfd_send_signal(process, Signal::KILL) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
         Err(error) => return Err(error.into()),
     }
     let mut fds = [PollFd::new(process, PollFlags::IN)];
-    rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
-    Ok(())
+    match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&KILL_BOUND)))? {
+        0 => Err(io::Error::new(ErrorKind::TimedOut, "a killed shim did not end")),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

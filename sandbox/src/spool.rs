@@ -102,6 +102,9 @@ impl SpoolWriter {
     }
 
     fn append(&mut self, kind: u8, step: u16, t_ms: u64, payload: &[u8]) -> io::Result<()> {
+        if payload.len() > MAX_PAYLOAD_BYTES {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "longer than a record may be"));
+        }
         let length = u32::try_from(payload.len())
             .map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         self.buffer.clear();

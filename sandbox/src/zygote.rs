@@ -19,8 +19,9 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
@@ -121,7 +122,7 @@ fn check_id(id: &str) -> io::Result<()> {
 fn main(mut server: Channel, settings: &Settings, one_thread: OneThread) -> ! {
     let code = match prepare(settings, one_thread) {
         Ok(shared) => match serve(&mut server, &shared) {
-            Ok(Side::Zygote) => i32::from(tidy_up(&shared).is_err()),
+            Ok(Side::Zygote) => 0,
             Ok(Side::Shim(id, socket)) => {
                 // A copy of it would keep the zygote's end open beyond the zygote's own life.
                 drop(server);
@@ -163,16 +164,6 @@ pub(crate) fn name_process(name: &std::ffi::CStr) -> io::Result<()> {
     Ok(rustix::thread::set_name(name)?)
 }
 
-/// Removes what all containers shared, unless one of them is still there: it belongs to whoever
-/// takes that one up.
-fn tidy_up(shared: &Shared) -> io::Result<()> {
-    match std::fs::remove_dir(&shared.settings.run_dir) {
-        Ok(()) => shared.cgroup.remove(),
-        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 /// What comes out of the zygote's loop: its end, or a new shim, which has left it behind.
 enum Side {
     Zygote,
@@ -186,10 +177,7 @@ fn serve(server: &mut Channel, shared: &Shared) -> Result<Side> {
     let mut shims: HashMap<i32, String> = HashMap::new();
     loop {
         while let Some((request, fds)) = receive(server).at(Stage::Zygote)? {
-            let Some(Fork { id }) = request else {
-                await_shims(&children, &mut shims, shared)?;
-                return Ok(Side::Zygote);
-            };
+            let Some(Fork { id }) = request else { return Ok(Side::Zygote) };
             let answer: Answer = match fork_shim(&id, fds, &shared.one_thread).at(Stage::Shim) {
                 Ok(Born::Here(socket)) => return Ok(Side::Shim(id, socket)),
                 Ok(Born::There(pid)) => {
@@ -205,25 +193,6 @@ fn serve(server: &mut Channel, shared: &Shared) -> Result<Side> {
         let mut fds = [PollFd::new(&*server, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).at(Stage::Zygote)?;
     }
-}
-
-/// Waits a little for shims to end: those of containers that were never used do so at once.
-fn await_shims(
-    children: &SignalFd,
-    shims: &mut HashMap<i32, String>,
-    shared: &Shared,
-) -> Result<()> {
-    const BOUND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-    while !shims.is_empty() {
-        let mut fds = [PollFd::new(children, PollFlags::IN)];
-        let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&BOUND)));
-        if ready.at(Stage::Zygote)? == 0 {
-            return Ok(());
-        }
-        while children.read_signal().at(Stage::Zygote)?.is_some() {}
-        reap(shims, shared)?;
-    }
-    Ok(())
 }
 
 /// The next request if it has arrived; the inner `None` says that the server has closed its end.
@@ -260,21 +229,35 @@ fn watch_children() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&signals, flags)?)
 }
 
-/// Reaps shims that have ended, and cleans up after those that did not do it themselves.
+/// Reaps shims that have ended, and has those cleaned up after that did not do it themselves.
 fn reap(shims: &mut HashMap<i32, String>, shared: &Shared) -> Result<()> {
     loop {
-        let (pid, is_clean) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => (pid, code == 0),
-            Ok(WaitStatus::Signaled(pid, ..)) => (pid, false),
-            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return Ok(()),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
+        let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some(reaped)) => reaped,
+            Ok(None) | Err(Errno::CHILD) => return Ok(()),
+            Err(Errno::INTR) => continue,
             Err(error) => return Err(error).at(Stage::Zygote),
         };
-        let Some(id) = shims.remove(&pid.as_raw()) else {
-            continue;
-        };
-        if !is_clean {
-            run_dir::reap(&shared.settings.run_dir, &shared.cgroup, id)?;
+        let Some(id) = shims.remove(&pid.as_raw_nonzero().get()) else { continue };
+        if status.exit_status() != Some(0) {
+            clean_up(id, shared)?;
         }
     }
+}
+
+/// Cleans up after a shim in a process of its own: waiting for a cgroup to be empty is not to hold
+/// up the next container.
+fn clean_up(id: String, shared: &Shared) -> Result<()> {
+    if let Forked::Parent(_) = sys::fork(&shared.one_thread).at(Stage::Zygote)? {
+        return Ok(());
+    }
+    let text = format!("lazaret: could not clean up after the shim of `{id}`");
+    let code = match run_dir::reap(&shared.settings.run_dir, &shared.cgroup, id) {
+        Ok(_) => 0,
+        Err(error) => {
+            let line = format!("{text}: {error}\n");
+            i32::from(rustix::io::write(rustix::stdio::stderr(), line.as_bytes()).is_ok()) + 1
+        }
+    };
+    sys::exit(code)
 }

@@ -4,7 +4,9 @@
 //! nothing is ever moved, because writing another's pid to `cgroup.procs` waits for an RCU grace
 //! period (8 ms). Limits are rewritten for each step, and usage is a difference of two readings.
 //!
-//! cgroups-rs finds the hierarchies and makes the parent, once. The leaf is ours: see `Leaf`.
+//! cgroups-rs finds the hierarchies, makes the parent and bounds it, once. The leaf is ours: it needs
+//! files that cgroups-rs does not know (`memory.oom.group`, `memory.peak`, `kmem.tcp`, birth in the
+//! cgroup), and opens each file once instead of at every use.
 
 mod v1;
 mod v2;
@@ -97,15 +99,6 @@ impl Parent {
             Self::V1(parent) => parent.make_leaf(id).map(Leaf::V1),
             Self::V2(parent) => parent.make_leaf(id).map(Leaf::V2),
         }
-    }
-
-    /// Removes the parent, unless a container still has its leaf in it.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        let handle = match self {
-            Self::V1(parent) => parent.handle(),
-            Self::V2(parent) => parent.handle(),
-        };
-        handle.delete().map_err(io::Error::other)
     }
 
     /// Kills what is left in the leaf of a container whose shim is gone, and removes it.
@@ -302,7 +295,12 @@ fn kill_members(parent: BorrowedFd<'_>, id: &str) -> io::Result<()> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        Ok(read(&procs)?.lines().filter_map(|pid| pid.parse().ok()).collect())
+        let text = match read(&procs) {
+            // Removed since it was opened.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
+            text => text?,
+        };
+        Ok(text.lines().filter_map(|pid| pid.parse().ok()).collect())
     };
     for pid in members()?.into_iter().filter_map(Pid::from_raw) {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {

@@ -1,6 +1,6 @@
 //! cgroup v1: a hierarchy for each controller (kernel: admin-guide/cgroup-v1).
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,8 +19,8 @@ use crate::spec::Limits;
 /// Controllers that count and bound each container.
 const CONTROLLERS: [Controllers; 4] =
     [Controllers::Cpu, Controllers::CpuAcct, Controllers::Mem, Controllers::Pids];
-/// What TCP buffers may take beside the memory limit, which does not count them on v1 (measured:
-/// else 96 MiB of them escape a limit of 64 MiB).
+/// What TCP buffers may take beside the memory limit at the most, and never more than that: v1 does
+/// not count them in it (measured: else 96 MiB of them escape a limit of 64 MiB).
 const MAX_TCP_BYTES: u64 = 16 << 20;
 /// Shares of the CPU for a container of one CPU: the kernel's default.
 const CPU_SHARES: u64 = 1024;
@@ -39,8 +39,6 @@ const DEVICES: [&str; 8] = [
 /// The parent's directory in each hierarchy.
 #[derive(Debug)]
 pub(crate) struct Parent {
-    /// The parent as cgroups-rs has it.
-    handle: Cgroup,
     cpu: OwnedFd,
     cpuacct: OwnedFd,
     memory: OwnedFd,
@@ -71,7 +69,6 @@ impl Parent {
             open_directory(rustix::fs::CWD, &mount_point.join(path))
         };
         let parent = Self {
-            handle,
             cpu: directory(Controllers::Cpu)?,
             cpuacct: directory(Controllers::CpuAcct)?,
             memory: directory(Controllers::Mem)?,
@@ -93,10 +90,6 @@ impl Parent {
     /// The parent's directory in each hierarchy that containers have leaves in.
     pub(super) fn directories(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.cpu.as_fd(), self.cpuacct.as_fd(), self.memory.as_fd(), self.pids.as_fd()]
-    }
-
-    pub(super) const fn handle(&self) -> &Cgroup {
-        &self.handle
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
@@ -197,11 +190,16 @@ impl Leaf {
     /// may never be below the first, which decides the order of the two writes.
     fn set_memory(&self, bytes: u64) -> io::Result<()> {
         let memory = self.memory.as_fd();
-        if write_number(memory, "memory.limit_in_bytes", bytes).is_ok() {
-            return write_number(memory, "memory.memsw.limit_in_bytes", bytes);
+        write_number(memory, "memory.kmem.tcp.limit_in_bytes", bytes.min(MAX_TCP_BYTES))?;
+        match write_number(memory, "memory.limit_in_bytes", bytes) {
+            Ok(()) => write_number(memory, "memory.memsw.limit_in_bytes", bytes),
+            // More than the other bound is so far.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                write_number(memory, "memory.memsw.limit_in_bytes", bytes)?;
+                write_number(memory, "memory.limit_in_bytes", bytes)
+            }
+            Err(error) => Err(error),
         }
-        write_number(memory, "memory.memsw.limit_in_bytes", bytes)?;
-        write_number(memory, "memory.limit_in_bytes", bytes)
     }
 
     pub(super) fn reset_peak(&self) -> io::Result<()> {

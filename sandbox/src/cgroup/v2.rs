@@ -24,8 +24,6 @@ const MAX_CPU_WEIGHT: u64 = 10_000;
 /// The parent's directory.
 #[derive(Debug)]
 pub(crate) struct Parent {
-    /// The parent as cgroups-rs has it.
-    handle: Cgroup,
     directory: OwnedFd,
 }
 
@@ -43,15 +41,11 @@ impl Parent {
         for controller in CONTROLLERS {
             write(directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
         }
-        Ok(Self { handle, directory })
+        Ok(Self { directory })
     }
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
-    }
-
-    pub(super) const fn handle(&self) -> &Cgroup {
-        &self.handle
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {

@@ -115,7 +115,7 @@ pub(crate) fn set_ids(user: &User) -> io::Result<()> {
 /// Leaves the step without capabilities, for good; a step of root keeps those of
 /// [`ROOT_CAPABILITIES`] inside its user namespace.
 pub(crate) fn drop_capabilities(user: &User) -> io::Result<()> {
-    let kept = if user.uid == 0 { ROOT_CAPABILITIES } else { CapabilitySet::empty() };
+    let kept = capabilities_of(user);
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         if kept.contains(capability) {

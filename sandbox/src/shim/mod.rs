@@ -90,16 +90,15 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
     directory.set_label(&spec.label).at(Stage::RunDirectory)?;
     let (outcome, container) = run(container, (&spec, spool), &mut server, shared.cores);
     // Nothing of the job runs any more. What is left is removed while the server stores how it
-    // ended; if that fails the zygote sees to it.
+    // ended; if that fails the zygote sees to it, because of the exit code.
     server.tell(&Event::Finished(outcome.clone())).at(Stage::Shim)?;
-    if let Some(container) = container {
-        container.tear_down()?;
+    let removed = container.map_or(Ok(()), Container::tear_down);
+    if !server.await_acknowledgement().at(Stage::Shim)? {
+        directory.keep(&outcome).at(Stage::RunDirectory)?;
+        return removed;
     }
-    if server.await_acknowledgement().at(Stage::Shim)? {
-        directory.remove().at(Stage::RunDirectory)
-    } else {
-        directory.keep(&outcome).at(Stage::RunDirectory)
-    }
+    removed?;
+    directory.remove().at(Stage::RunDirectory)
 }
 
 /// Leaves the server's session, and its terminal but for stderr.
@@ -130,15 +129,16 @@ fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground>
     let hint = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
     let slot = Slot::take(Path::new(&shared.settings.ids_dir), hint).at(Stage::Ids)?;
     let user_namespace = slot.user_namespace().at(Stage::Namespaces)?;
-    let leaf = shared.cgroup.make_leaf(id).at(Stage::Cgroup)?;
-    let birth = match leaf.birth() {
-        Ok(birth) => birth,
+    let staging = directory.path().to_owned();
+    let leaf = shared.cgroup.make_leaf(id);
+    match leaf.and_then(|leaf| Ok((leaf.birth()?, leaf))) {
+        Ok((birth, leaf)) => Ok(Ground { leaf, birth, slot, user_namespace, staging }),
         Err(error) => {
-            leaf.remove().at(Stage::Cgroup)?;
-            return Err(error).at(Stage::Cgroup);
+            // It may be there in some of the hierarchies.
+            shared.cgroup.sweep(id).at(Stage::Cgroup)?;
+            Err(error).at(Stage::Cgroup)
         }
-    };
-    Ok(Ground { leaf, birth, slot, user_namespace, staging: directory.path().to_owned() })
+    }
 }
 
 impl Ground {
@@ -156,17 +156,19 @@ impl Ground {
         }
     }
 
-    fn become_init(&self, socket: OwnedFd, shared: &Shared) -> ! {
+    fn become_init(self, socket: OwnedFd, shared: &Shared) -> ! {
+        let Self { leaf, birth, slot, user_namespace, staging } = self;
+        // The shim's: PID 1 has no business with the files of its cgroup.
+        drop(leaf);
         let inherited = Inherited {
-            birth: &self.birth,
             filters: &shared.filters,
             one_thread: &shared.one_thread,
             covers: &shared.covers,
-            staging: &self.staging,
-            slot: &self.slot,
-            user_namespace: self.user_namespace.as_fd(),
+            staging: &staging,
+            slot: &slot,
+            user_namespace: user_namespace.as_fd(),
         };
-        init::main(Channel::new(socket, crate::wire::MAX_FRAME_BYTES), &inherited)
+        init::main(Channel::new(socket, crate::wire::MAX_FRAME_BYTES), birth, &inherited)
     }
 }
 

@@ -12,6 +12,8 @@ use crate::spool::Stream;
 /// What a shell answers for a program that it cannot find, or may not execute.
 const EXIT_NOT_FOUND: i32 = 127;
 const EXIT_NOT_EXECUTABLE: i32 = 126;
+/// Characters of a program's name that are repeated to its author.
+const MAX_SHOWN_CHARACTERS: usize = 200;
 
 /// The outcome of a step whose program never ran.
 pub(super) fn not_run(step: &StepSpec, verdict: Verdict) -> StepOutcome {
@@ -103,6 +105,8 @@ fn end_like_a_shell(
     why: &str,
 ) -> Result<StepOutcome> {
     let program = step.command.first().map_or("", String::as_str);
+    // A name may be longer than a record.
+    let program: String = program.chars().take(MAX_SHOWN_CHARACTERS).collect();
     let message = format!("lazaret: `{program}`: {why}\n");
     let t_ms = job.t_ms();
     job.spool.output(index, t_ms, Stream::Stderr, message.as_bytes()).at(Stage::Spool)?;

@@ -112,7 +112,8 @@ impl Sleeper {
         let own = usize::try_from(std::process::id()).map_err(io::Error::other)?;
         let own = ptr::without_provenance_mut(own);
         // SAFETY: stacks grow downward from `top`, which is aligned by clone(3) itself; the stack
-        // lives until the process is waited for, in `drop`. `sleep` touches no memory but it.
+        // lives until the process is waited for, in `drop`. `sleep` touches no memory but it, and
+        // `errno` if a call fails, which none of its three can.
         let pid = unsafe { libc::clone(sleep, top.cast(), flags, own) };
         let Fork::Parent(pid) = parent(i64::from(pid))? else {
             return Err(io::Error::other("clone answered as the child"));

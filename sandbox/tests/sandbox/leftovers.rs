@@ -11,12 +11,18 @@ use crate::fixture::await_that;
 pub(crate) fn assert_none(settings: &Settings, id: &str) {
     let directory = settings.run_dir.join(id);
     await_that(&format!("`{}` is still there", directory.display()), || !directory.exists());
-    for parent in cgroups(&settings.cgroup_parent) {
-        // A cgroup can only be removed when its last process is gone.
-        assert!(!parent.join(id).exists(), "the cgroup `{id}` is still there");
-    }
+    let cgroups = cgroups_of(settings, id);
+    assert!(cgroups.is_empty(), "{cgroups:?} are still there");
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
-    assert!(!mounts.contains(&format!("/{id}/")), "a mount of `{id}` is still there:\n{mounts}");
+    let path = directory.display().to_string();
+    assert!(!mounts.contains(&path), "a mount of `{id}` is still there:\n{mounts}");
+}
+
+/// The cgroup of a container, in every hierarchy that has it. It can only be removed when its last
+/// process is gone.
+pub(crate) fn cgroups_of(settings: &Settings, id: &str) -> Vec<PathBuf> {
+    let parents = cgroups(&settings.cgroup_parent).into_iter();
+    parents.map(|parent| parent.join(id)).filter(|leaf| leaf.exists()).collect()
 }
 
 /// The directories of a cgroup, in every hierarchy that has it.
@@ -40,10 +46,12 @@ impl Census {
 
     /// Fails if there is more than before, once the zygote has ended too.
     pub(crate) fn compare(self, settings: &Settings) {
-        await_that("`$run` is still there", || !settings.run_dir.exists());
-        await_that("a cgroup is still there", || cgroups(&settings.cgroup_parent).is_empty());
         await_that("a process is still there", || descendants() == 0);
         assert_eq!(mounts(), self.mounts, "mounts");
+        fs::remove_dir(&settings.run_dir).expect("an empty directory");
+        for cgroup in cgroups(&settings.cgroup_parent) {
+            fs::remove_dir(&cgroup).unwrap_or_else(|error| panic!("{}: {error}", cgroup.display()));
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_success_tells_what_it_used,
     an_exit_code_is_a_failure,
     a_fatal_signal_is_told_by_its_number,
+    a_real_time_signal_is_told_too,
     a_busy_program_meets_its_cpu_limit,
     cpu_time_just_under_the_limit_passes,
     cpu_time_of_children_counts,
@@ -21,6 +22,8 @@ pub(crate) const TESTS: &[Test] = tests![
     memory_just_under_the_limit_passes,
     a_child_out_of_memory_ends_the_job_even_if_its_parent_succeeds,
     memory_files_count_as_memory,
+    sockets_hold_no_memory_beyond_the_limit,
+    stopped_processes_and_zombies_hold_nothing_up,
     reading_much_is_no_memory_limit,
     the_least_memory_is_enough_for_a_small_program,
     a_fork_bomb_ends_at_its_wall_limit,
@@ -71,6 +74,11 @@ fn a_fatal_signal_is_told_by_its_number(sandbox: &Sandbox) {
     let outcome = run(sandbox, sandbox.script("kill -SEGV $$"));
     assert_eq!(outcome.verdict, Verdict::Signaled);
     assert_eq!((outcome.exit_code, outcome.signal), (None, Some(11)));
+}
+
+fn a_real_time_signal_is_told_too(sandbox: &Sandbox) {
+    let outcome = run(sandbox, sandbox.script("sh -c 'kill -34 $$'; kill -35 $$"));
+    assert_eq!((outcome.verdict, outcome.signal), (Verdict::Signaled, Some(35)));
 }
 
 fn a_busy_program_meets_its_cpu_limit(sandbox: &Sandbox) {
@@ -163,6 +171,32 @@ fn memory_files_count_as_memory(sandbox: &Sandbox) {
         spec.steps[0].limits.memory_bytes = bytes(64 << 20);
         assert_eq!(run(sandbox, spec).verdict, Verdict::MemoryLimit, "{place}");
     }
+}
+
+/// Buffers of TCP are not counted as memory on v1, and bounded apart.
+fn sockets_hold_no_memory_beyond_the_limit(sandbox: &Sandbox) {
+    let program = "import socket\nserver = socket.create_server(('127.0.0.1', 0))\nsent = 0\n\
+                   keep = []\nfor _ in range(60):\n c = socket.create_connection(\
+                   server.getsockname())\n keep += [c, server.accept()[0]]\n \
+                   c.setblocking(False)\n try:\n  while True: sent += c.send(b'x' * 65536)\n \
+                   except BlockingIOError: pass\nprint(sent >> 20)";
+    let mut spec = sandbox.python(program);
+    spec.steps[0].limits.memory_bytes = bytes(64 << 20);
+    let (outcome, stdout) = sandbox.run_one(spec);
+    // v2 counts them as memory.
+    if outcome.verdict != Verdict::MemoryLimit {
+        assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
+        let mib: u32 = stdout.trim().parse().expect("a number");
+        assert!(mib <= 48, "{mib} MiB are held by sockets");
+    }
+}
+
+fn stopped_processes_and_zombies_hold_nothing_up(sandbox: &Sandbox) {
+    let program = "import os, signal\nfor n in range(20):\n if os.fork() == 0:\n  if n % 2: \
+                   os.kill(os.getpid(), signal.SIGSTOP)\n  os._exit(0)\nprint('done')";
+    let (outcome, stdout) = sandbox.run_one(sandbox.python(program));
+    assert_eq!((outcome.verdict, stdout.as_str()), (Verdict::Success, "done\n"));
+    assert!(outcome.usage.wall_us < 30_000_000, "{:?}", outcome.usage);
 }
 
 fn reading_much_is_no_memory_limit(sandbox: &Sandbox) {

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_step_may_be_allowed_to_fail,
     conditions_decide_what_runs_after_a_failure,
     a_step_over_its_limit_leaves_the_container_to_those_that_always_run,
+    a_step_with_less_memory_than_is_stored_is_over_its_limit,
     a_step_out_of_memory_is_the_end_of_the_job,
     processes_left_behind_are_gone_before_the_next_step,
     each_step_is_charged_what_it_used,
@@ -79,6 +80,16 @@ fn a_step_over_its_limit_leaves_the_container_to_those_that_always_run(sandbox: 
     assert_eq!(ran.stdout(1), "x\n");
 }
 
+fn a_step_with_less_memory_than_is_stored_is_over_its_limit(sandbox: &Sandbox) {
+    let mut spec = with_steps(sandbox, &["head -c 100M /dev/zero > /tmp/x", "true", "true"]);
+    spec.disk_bytes = bytes(150 << 20);
+    spec.steps[0].limits.memory_bytes = bytes(256 << 20);
+    spec.steps[1].limits.memory_bytes = bytes(192 << 20);
+    spec.steps[2].limits.memory_bytes = bytes(64 << 20);
+    let ran = sandbox.run(spec);
+    assert_eq!(verdicts(&ran), [Verdict::Success, Verdict::Success, Verdict::MemoryLimit]);
+}
+
 fn a_step_out_of_memory_is_the_end_of_the_job(sandbox: &Sandbox) {
     let eat = "/usr/bin/python3 -I -c 'x = b\"x\" * (100 << 20)'; exit 0";
     let mut spec = with_steps(sandbox, &[eat, "echo never"]);
@@ -130,6 +141,9 @@ fn a_program_that_is_not_there_is_127_and_one_that_may_not_run_126(sandbox: &San
         assert_eq!(ran.step(0).exit_code, Some(exit_code));
         assert_eq!(ran.stderr(0), why);
     }
+    let ran = sandbox.run(sandbox.command(&["x".repeat(100_000).as_str()]));
+    assert_eq!(ran.step(0).exit_code, Some(126));
+    assert!(ran.stderr(0).len() < 400, "{}", ran.stderr(0).len());
 }
 
 fn arguments_and_environment_arrive_as_they_are(sandbox: &Sandbox) {
