@@ -4,9 +4,9 @@
 //! nothing is ever moved, because writing another's pid to `cgroup.procs` waits for an RCU grace
 //! period (8 ms). Limits are rewritten for each step, and usage is a difference of two readings.
 //!
-//! cgroups-rs finds the hierarchies, makes the parent and bounds it, once. The leaf is ours: it needs
-//! files that cgroups-rs does not know (`memory.oom.group`, `memory.peak`, `kmem.tcp`, birth in the
-//! cgroup), and opens each file once instead of at every use.
+//! cgroups-rs finds the hierarchies, makes the parent and bounds it, once. The leaf is ours: it
+//! needs files that cgroups-rs does not know (`memory.oom.group`, `memory.peak`, `kmem.tcp`, birth
+//! in the cgroup), and opens each file once instead of at every use.
 
 mod v1;
 mod v2;

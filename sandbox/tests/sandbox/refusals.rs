@@ -178,8 +178,9 @@ fn devices_cannot_be_made(sandbox: &Sandbox) {
 }
 
 fn nothing_outside_its_own_files_can_be_written(sandbox: &Sandbox) {
-    let places = "/usr/x /usr/bin/sh /etc/x /proc/sys/kernel/hostname /proc/sys/kernel/core_pattern \
-                  /proc/sysrq-trigger /dev/x /x /proc/sys/user/max_user_namespaces";
+    let places = "/usr/x /usr/bin/sh /etc/x /dev/x /x /proc/sysrq-trigger \
+                  /proc/sys/kernel/hostname /proc/sys/kernel/core_pattern \
+                  /proc/sys/user/max_user_namespaces";
     let script = format!("for p in {places}; do (echo 0 > $p) 2>/dev/null && echo $p; done; true");
     assert_eq!(sandbox.stdout_of(sandbox.script(&script)), "");
     assert!(!Path::new("/usr/x").exists());
@@ -187,7 +188,8 @@ fn nothing_outside_its_own_files_can_be_written(sandbox: &Sandbox) {
 
 fn secrets_of_the_host_cannot_be_read(sandbox: &Sandbox) {
     let script = "cat /etc/shadow /etc/sudoers /etc/ssh/ssh_host* 2>/dev/null; \
-                  find /root /home /var /boot /run -type f 2>/dev/null; cat /proc/kcore /proc/kmsg 2>/dev/null; true";
+                  find /root /home /var /boot /run -type f 2>/dev/null; \
+                  cat /proc/kcore /proc/kmsg 2>/dev/null; true";
     assert_eq!(sandbox.stdout_of(sandbox.script(script)), "");
 }
 
