@@ -22,7 +22,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use self::container::Container;
-use self::server::Server;
+use self::server::{Kept, Server};
 use self::unrun::not_run;
 use crate::cgroup::{self, Birth};
 use crate::clock;
@@ -39,6 +39,9 @@ use crate::spool::SpoolWriter;
 use crate::sys::{self, Fork, Namespaces, OneThread};
 use crate::wire::{Channel, MAX_SPEC_BYTES};
 use crate::zygote::{Settings, name_process};
+
+/// How long a container whose job has ended is left alone while the server stores how.
+const STORE_BOUND: Duration = Duration::from_millis(20);
 
 /// What a shim has from the zygote.
 #[derive(Debug)]
@@ -89,11 +92,17 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
     };
     directory.set_label(&spec.label).at(Stage::RunDirectory)?;
     let (outcome, container) = run(container, (&spec, spool), &mut server, shared.cores);
-    // Nothing of the job runs any more. What is left is removed while the server stores how it
-    // ended; if that fails the zygote sees to it, because of the exit code.
+    // Nothing of the job runs any more, so what is left may wait a moment: removing it would only
+    // take the CPU from the server while that stores the outcome, and the client waits for that.
     server.tell(&Event::Finished(outcome.clone())).at(Stage::Shim)?;
+    let kept = server.await_acknowledgement(Some(STORE_BOUND)).at(Stage::Shim)?;
+    // If this fails the zygote sees to it, because of the exit code.
     let removed = container.map_or(Ok(()), Container::tear_down);
-    if !server.await_acknowledgement().at(Stage::Shim)? {
+    let kept = match kept {
+        Kept::NotYet => server.await_acknowledgement(None).at(Stage::Shim)?,
+        Kept::ByServer | Kept::ByNobody => kept,
+    };
+    if kept != Kept::ByServer {
         directory.keep(&outcome).at(Stage::RunDirectory)?;
         return removed;
     }

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::handle::{Event, Request};
 use crate::spec::ContainerSpec;
@@ -127,19 +128,31 @@ impl Server {
         Some((channel.as_fd(), flags))
     }
 
-    /// Waits until the outcome is stored; false if the server went away before it was.
-    pub(super) fn await_acknowledgement(&mut self) -> io::Result<bool> {
+    /// Waits until the outcome is stored, but not longer than `bound`.
+    pub(super) fn await_acknowledgement(&mut self, bound: Option<Duration>) -> io::Result<Kept> {
+        let timeout = bound.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
         loop {
             self.send_waiting()?;
             self.receive();
             if self.is_acknowledged {
-                return Ok(true);
+                return Ok(Kept::ByServer);
             }
-            let Some((fd, flags)) = self.interest() else {
-                return Ok(false);
-            };
+            let Some((fd, flags)) = self.interest() else { return Ok(Kept::ByNobody) };
             let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
-            rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+            if rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()))? == 0 {
+                return Ok(Kept::NotYet);
+            }
         }
     }
+}
+
+/// Who has the outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// The server, durably.
+    ByServer,
+    /// Nobody but the shim: the server went away before it had it.
+    ByNobody,
+    /// That is not known yet.
+    NotYet,
 }
