@@ -117,14 +117,50 @@ impl Exit {
 pub(crate) struct Failure {
     pub(crate) stage: Stage,
     pub(crate) message: String,
-    pub(crate) is_storage_full: bool,
+    pub(crate) cause: Cause,
+}
+
+/// What a failure means for the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Cause {
+    /// The container's storage is full.
+    StorageFull,
+    /// The image does not allow it, for instance a file where there is a directory.
+    Refused,
+    /// Something of ours.
+    Ours,
+}
+
+impl From<&io::Error> for Cause {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum")]
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::StorageFull => Self::StorageFull,
+            ErrorKind::AlreadyExists
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotADirectory
+            | ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem => Self::Refused,
+            _ => Self::Ours,
+        }
+    }
+}
+
+impl From<Cause> for ErrorKind {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::StorageFull => Self::StorageFull,
+            Cause::Refused => Self::PermissionDenied,
+            Cause::Ours => Self::Other,
+        }
+    }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self {
             stage: error.stage,
-            is_storage_full: error.source.kind() == ErrorKind::StorageFull,
+            cause: Cause::from(&error.source),
             message: error.source.to_string(),
         }
     }
@@ -132,8 +168,8 @@ impl From<Error> for Failure {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let kind = if failure.is_storage_full { ErrorKind::StorageFull } else { ErrorKind::Other };
-        Self { stage: failure.stage, source: io::Error::new(kind, failure.message) }
+        let source = io::Error::new(failure.cause.into(), failure.message);
+        Self { stage: failure.stage, source }
     }
 }
 

@@ -140,6 +140,14 @@ impl Leaf {
         }
     }
 
+    /// Lifts the bound of the CPU, so that killing what runs is not slowed down by it.
+    pub(crate) fn lift_cpu(&self) -> io::Result<()> {
+        match self {
+            Self::V1(leaf) => leaf.lift_cpu(),
+            Self::V2(leaf) => leaf.lift_cpu(),
+        }
+    }
+
     /// Forgets the highest memory so far, where the kernel can (v1; v2 from Linux 6.12).
     pub(crate) fn reset_peak(&self) -> io::Result<()> {
         match self {

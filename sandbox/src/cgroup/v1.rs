@@ -186,6 +186,10 @@ impl Leaf {
         write_number(self.cpu.as_fd(), "cpu.shares", shares.max(2))
     }
 
+    pub(super) fn lift_cpu(&self) -> io::Result<()> {
+        write(self.cpu.as_fd(), "cpu.cfs_quota_us", "-1")
+    }
+
     /// Memory alone and memory with swap get the same bound, so that there is no swap. The second
     /// may never be below the first, which decides the order of the two writes.
     fn set_memory(&self, bytes: u64) -> io::Result<()> {

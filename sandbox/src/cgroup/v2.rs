@@ -115,6 +115,10 @@ impl Leaf {
         write_number(leaf, "cpu.weight", weight)
     }
 
+    pub(super) fn lift_cpu(&self) -> io::Result<()> {
+        write(self.directory.as_fd(), "cpu.max", "max")
+    }
+
     pub(super) fn reset_peak(&self) -> io::Result<()> {
         let Some(peak) = &self.memory_peak else {
             return Ok(());

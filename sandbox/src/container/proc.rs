@@ -4,18 +4,22 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, lstat};
+use rustix::fs::{FileType, Mode, OFlags, lstat, openat};
 use rustix::mount::MountAttrFlags;
 
 use super::mounts::{PLAIN, attach, attach_at, clone_tree_at, new_filesystem, set_attributes};
 use crate::error::Context;
 
 /// What tells about the host, its kernel's addresses or its other tenants: shown empty.
-const MASKED: [&str; 22] = [
+const MASKED: [&str; 29] = [
     "acpi",
     "allocinfo",
     "asound",
+    "config.gz",
+    "diskstats",
     "interrupts",
+    "iomem",
+    "ioports",
     "kallsyms",
     "kcore",
     "key-users",
@@ -25,6 +29,9 @@ const MASKED: [&str; 22] = [
     "kpagecount",
     "kpageflags",
     "latency_stats",
+    "locks",
+    "partitions",
+    "pressure",
     "sched_debug",
     "schedstat",
     "scsi",
@@ -54,8 +61,9 @@ impl Proc {
         let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let mount = new_filesystem("proc", &[("hidepid", "invisible")], attributes)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let user_limits = rustix::fs::openat(&mount, "sys/user", flags, Mode::empty())
+        let user_limits = openat(&mount, "sys/user", flags, Mode::empty())
             .context(|| "could not open `/proc/sys/user`".into())?;
+        bound_sockets(mount.as_fd())?;
         Ok(Self { mount, user_limits })
     }
 
@@ -82,6 +90,20 @@ impl Proc {
         }
         Ok(())
     }
+}
+
+/// Bounds what each TCP socket may hold: the limit of the cgroup is soft on v1, because the kernel
+/// grants every socket a minimum beyond it. The files answer for the network namespace of whoever
+/// opens them, which is the container's.
+fn bound_sockets(proc: BorrowedFd<'_>) -> io::Result<()> {
+    /// Bytes at least, at first and at most (tcp(7)).
+    const TCP_BYTES: &[u8] = b"4096 16384 65536";
+    for name in ["sys/net/ipv4/tcp_rmem", "sys/net/ipv4/tcp_wmem"] {
+        let file = openat(proc, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("could not open `/proc/{name}`"))?;
+        rustix::io::write(&file, TCP_BYTES).context(|| format!("could not bound `{name}`"))?;
+    }
+    Ok(())
 }
 
 /// What of this kernel's `/proc` has to be covered: found out once, as it is the same in every

@@ -123,6 +123,7 @@ impl Container {
         if self.is_reaped {
             return Ok(());
         }
+        self.leaf.lift_cpu().at(Stage::Cgroup)?;
         match pidfd_send_signal(&self.process, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error).at(Stage::Init),

@@ -212,12 +212,14 @@ fn run(
         started: None,
         steps: Vec::new(),
         is_over: false,
+        is_cut_short: false,
     };
     let ran = job.run();
-    let Job { mut container, steps, .. } = job;
+    let Job { mut container, steps, is_cut_short, .. } = job;
     // After a fault a step may still run.
     let ran = ran.or_else(|error| container.end().and(Err(error)));
     let outcome = match ran {
+        Ok(()) if is_cut_short => Outcome { verdict: last_failure(&steps), steps, detail: None },
         Ok(()) => Outcome { verdict: verdict_of(spec, &steps), steps, detail: None },
         Err(error) => fault(spec, steps, &error),
     };
@@ -231,6 +233,13 @@ fn verdict_of(spec: &ContainerSpec, steps: &[StepOutcome]) -> Verdict {
         !matches!(step.verdict, Verdict::Success | Verdict::Skipped) && !spec.allow_failure
     });
     failed.map_or(Verdict::Success, |(_, step)| step.verdict)
+}
+
+/// The verdict of a job that could not go on: that of the step at which the container ended, even if
+/// that one was allowed to fail.
+fn last_failure(steps: &[StepOutcome]) -> Verdict {
+    let mut ended = steps.iter().rev().map(|step| step.verdict);
+    ended.find(|verdict| *verdict != Verdict::Skipped).unwrap_or(Verdict::Fault)
 }
 
 /// The outcome of a container that failed us: the step that was to end next is the fault.
@@ -259,6 +268,8 @@ struct Job<'a> {
     steps: Vec<StepOutcome>,
     /// Nothing more can run: the container was killed.
     is_over: bool,
+    /// A step that was due was left out for that.
+    is_cut_short: bool,
 }
 
 impl Job<'_> {
@@ -274,7 +285,11 @@ impl Job<'_> {
 
     fn run_or_leave_out(&mut self, index: u16, step: &StepSpec) -> Result<StepOutcome> {
         self.server.receive();
-        if self.is_over || !self.is_due(step) {
+        if !self.is_due(step) {
+            return Ok(not_run(step, Verdict::Skipped));
+        }
+        if self.is_over {
+            self.is_cut_short = true;
             return Ok(not_run(step, Verdict::Skipped));
         }
         if self.server.is_cancelled {

@@ -345,6 +345,7 @@ impl<'j, 's> Running<'j, 's> {
             return self.kill_container();
         }
         self.killed = Some(Kill::Step(clock::now()));
+        self.job.container.leaf.lift_cpu().at(Stage::Cgroup)?;
         self.job.container.init.send(&Order::Kill, &[]).at(Stage::Init)
     }
 

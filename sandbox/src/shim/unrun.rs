@@ -28,7 +28,8 @@ pub(super) fn not_run(step: &StepSpec, verdict: Verdict) -> StepOutcome {
     }
 }
 
-/// The outcome of a step that our own set-up could not get to run because of a limit of the job's.
+/// The outcome of a step that our own set-up could not get to run because of a limit of the job's,
+/// or because its files and the image do not go together.
 pub(super) fn met_limit(
     job: &mut Job<'_>,
     step: &StepSpec,
@@ -38,20 +39,23 @@ pub(super) fn met_limit(
     let (verdict, limit_hit) = if counters.oom_kills > 0 {
         let limit = LimitName::MemoryBytes;
         let allowed = step.limits.memory_bytes.get();
-        (Verdict::MemoryLimit, LimitHit { limit, allowed, observed: counters.memory_peak_bytes })
+        let hit = LimitHit { limit, allowed, observed: counters.memory_peak_bytes };
+        (Verdict::MemoryLimit, Some(hit))
     } else if error.source.kind() == ErrorKind::StorageFull {
         let allowed = job.spec.disk_bytes.get();
         let observed = job.spec.files.iter().map(|file| file.content.len() as u64).sum();
-        (Verdict::DiskLimit, LimitHit { limit: LimitName::DiskBytes, allowed, observed })
+        let hit = LimitHit { limit: LimitName::DiskBytes, allowed, observed };
+        (Verdict::DiskLimit, Some(hit))
+    } else if error.stage == Stage::Files && error.source.kind() == ErrorKind::PermissionDenied {
+        (Verdict::Failure, None)
     } else {
         return Ok(None);
     };
     job.is_over = true;
-    Ok(Some(StepOutcome {
-        limit_hit: Some(limit_hit),
-        detail: Some(format!("met before the program was executed: {error}")),
-        ..not_run(step, verdict)
-    }))
+    let detail = format!("before the program was executed: {error}");
+    let message = format!("lazaret: {error}\n");
+    job.spool.output(0, 0, Stream::Stderr, message.as_bytes()).at(Stage::Spool)?;
+    Ok(Some(StepOutcome { limit_hit, detail: Some(detail), ..not_run(step, verdict) }))
 }
 
 /// A step whose memory limit is less than what the job has stored already (v1 says so beforehand;
@@ -75,7 +79,9 @@ pub(super) fn no_workdir(
     error: i32,
 ) -> Result<StepOutcome> {
     let error = io::Error::from_raw_os_error(error);
-    let why = format!("could not enter the working directory: {error}");
+    let workdir = step.workdir.as_ref().unwrap_or(&job.spec.workdir);
+    let workdir: String = workdir.chars().take(MAX_SHOWN_CHARACTERS).collect();
+    let why = format!("could not enter the working directory `{workdir}`: {error}");
     end_like_a_shell(job, (index, step), EXIT_NOT_EXECUTABLE, &why)
 }
 

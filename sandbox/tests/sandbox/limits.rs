@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = tests![
     reading_much_is_no_memory_limit,
     the_least_memory_is_enough_for_a_small_program,
     a_fork_bomb_ends_at_its_wall_limit,
+    a_kill_is_not_slowed_down_by_the_share_of_a_cpu,
     processes_up_to_the_limit_can_be_made_and_no_more,
     endless_output_is_an_output_limit,
     endless_output_may_be_truncated_instead,
@@ -223,6 +224,20 @@ fn a_fork_bomb_ends_at_its_wall_limit(sandbox: &Sandbox) {
     let outcome = run(sandbox, spec);
     assert_eq!(outcome.verdict, Verdict::WallLimit, "{outcome:?}");
     assert!(outcome.usage.pids_peak.unwrap_or(32) <= 32, "{:?}", outcome.usage);
+}
+
+fn a_kill_is_not_slowed_down_by_the_share_of_a_cpu(sandbox: &Sandbox) {
+    let busy = "import os\nfor _ in range(200):\n if os.fork() == 0:\n  while True: pass\nwhile \
+                True: pass";
+    let mut spec = sandbox.python(busy);
+    let limits = &mut spec.steps[0].limits;
+    limits.pids = NonZeroU32::new(300).expect("not 0");
+    limits.cpus = Cpus::from_millis(50).expect("enough");
+    limits.wall_ms = bytes(2000);
+    limits.memory_bytes = bytes(1 << 30);
+    let outcome = run(sandbox, spec);
+    assert_eq!(outcome.verdict, Verdict::WallLimit, "{outcome:?}");
+    hit(&outcome, LimitName::WallMs);
 }
 
 fn processes_up_to_the_limit_can_be_made_and_no_more(sandbox: &Sandbox) {

@@ -12,6 +12,8 @@ pub(crate) const TESTS: &[Test] = tests![
     a_step_may_be_allowed_to_fail,
     conditions_decide_what_runs_after_a_failure,
     a_step_over_its_limit_leaves_the_container_to_those_that_always_run,
+    a_job_that_could_not_go_on_is_no_success,
+    files_that_the_image_does_not_allow_are_a_failure,
     a_step_with_less_memory_than_is_stored_is_over_its_limit,
     a_step_out_of_memory_is_the_end_of_the_job,
     processes_left_behind_are_gone_before_the_next_step,
@@ -78,6 +80,27 @@ fn a_step_over_its_limit_leaves_the_container_to_those_that_always_run(sandbox: 
     assert_eq!(verdicts(&ran), [Verdict::WallLimit, Verdict::Success]);
     assert_eq!(ran.outcome.verdict, Verdict::WallLimit);
     assert_eq!(ran.stdout(1), "x\n");
+}
+
+fn a_job_that_could_not_go_on_is_no_success(sandbox: &Sandbox) {
+    let eat = "/usr/bin/python3 -I -c 'x = b\"x\" * (100 << 20)'";
+    let mut spec = with_steps(sandbox, &[eat, "echo needed"]);
+    spec.steps[0].limits.memory_bytes = bytes(64 << 20);
+    spec.steps[0].allow_failure = true;
+    let ran = sandbox.run(spec);
+    assert_eq!(verdicts(&ran), [Verdict::MemoryLimit, Verdict::Skipped]);
+    assert_eq!(ran.outcome.verdict, Verdict::MemoryLimit);
+}
+
+fn files_that_the_image_does_not_allow_are_a_failure(sandbox: &Sandbox) {
+    for (workdir, path) in [("/usr", "x"), ("/etc/hosts", "x"), ("/var", "tmp"), ("/usr/x", "x")] {
+        let mut spec = sandbox.command(&["true"]);
+        spec.workdir = workdir.into();
+        spec.files = vec![file(path, "text")];
+        let ran = sandbox.run(spec);
+        assert_eq!(ran.outcome.verdict, Verdict::Failure, "{workdir}: {:?}", ran.outcome);
+        assert!(ran.stderr(0).contains("could not"), "{}", ran.stderr(0));
+    }
 }
 
 fn a_step_with_less_memory_than_is_stored_is_over_its_limit(sandbox: &Sandbox) {
