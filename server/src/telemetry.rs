@@ -11,7 +11,12 @@ use tracing_subscriber::EnvFilter;
 /// What is wrong with the filter, or that log lines are being written already.
 pub fn start(filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("`LAZARET_LOG`: {error}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A line that cannot be written is lost, and not worth a panic: whoever reads stderr may have
+    // gone, and the jobs have not.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .log_internal_errors(false);
     let started = if io::stderr().is_terminal() {
         lines.with_target(false).try_init()
     } else {

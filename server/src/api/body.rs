@@ -7,7 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::{Code, Problem};
@@ -99,6 +99,20 @@ fn refuse_other_types(headers: &HeaderMap) -> Result<(), Problem> {
     ))
 }
 
+/// As [`parse`], for a request, which is an object: serde would take an array, too, by the order of
+/// the fields.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_object<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<FieldError>), Problem> {
+    let is_object = text.trim_ascii_start().first().is_none_or(|byte| *byte == b'{');
+    if !is_object && serde_json::from_slice::<IgnoredAny>(text).is_ok() {
+        let detail = "the body is not an object: `{…}` is expected".to_owned();
+        return Err(Problem::invalid(vec![FieldError { pointer: String::new(), detail }]));
+    }
+    parse(text)
+}
+
 /// The value that a JSON text holds, with every unknown field of it.
 ///
 /// # Errors
@@ -114,10 +128,15 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<FieldError>), P
         unknown.push(FieldError { detail: format!("there is no field `{name}`"), pointer });
     });
     let value = parsed.map_err(|error: serde_json::Error| {
-        if !error.is_data() {
+        // A value that is no word of an enumeration is told as an error of syntax, too.
+        if !error.is_data() && serde_json::from_slice::<IgnoredAny>(text).is_err() {
             return malformed(&error);
         }
         let pointer = pointer_of(&track.path());
+        if !error.is_data() {
+            let detail = "the value has the wrong type: a string is expected".to_owned();
+            return Problem::invalid(vec![FieldError { pointer, detail }]);
+        }
         // The position is said by the pointer already.
         let message = error.to_string();
         let detail = message.split(" at line ").next().unwrap_or(&message).to_owned();
@@ -188,6 +207,25 @@ mod tests {
         let problem = parse::<Shape>(br#"{"inner": {"x": {"flag": 3}}}"#).expect_err("refused");
         let text = format!("{problem:?}");
         assert!(text.contains("/inner/x/flag") && text.contains("expected a boolean"), "{text}");
+    }
+
+    #[test]
+    fn what_is_json_but_no_request_is_invalid_not_malformed() {
+        #[derive(Debug, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Word {
+            Kill,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only its shape is asked for")]
+        struct Sentence {
+            word: Option<Word>,
+        }
+        for (text, pointer) in [("[1]", ""), ("null", ""), ("{\"word\": 1}", "/word")] {
+            let problem = parse_object::<Sentence>(text.as_bytes()).expect_err("refused");
+            let shown = format!("{problem:?}");
+            assert!(shown.contains(&format!("pointer: {pointer:?}")), "{text}: {shown}");
+        }
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub(super) async fn create(
 }
 
 fn parse(api: &Api, text: &[u8]) -> Result<(job::JobSpec, job::Inputs), Problem> {
-    let (request, unknown) = body::parse::<JobRequest>(text)?;
+    let (request, unknown) = body::parse_object::<JobRequest>(text)?;
     let rules = request::Rules {
         limits: &api.config.limits,
         capacity: api.config.capacity,

@@ -101,9 +101,13 @@ fn execute(args: &Args) -> Result<ExitCode, CliError> {
     let id = format!("run-{}", std::process::id());
     let mut container = zygote.spawn(&id).map_err(CliError::failed)?;
     container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
-    let outcome = follow(&mut container, &signals, spool)?;
+    let outcome = follow(&mut container, &signals, spool);
+    if outcome.is_err() {
+        container.cancel().map_err(CliError::failed)?;
+    }
+    // In any case: nobody else will ever ask how it ended.
     container.acknowledge().map_err(CliError::failed)?;
-    report(&outcome)
+    report(&outcome?)
 }
 
 impl Args {
