@@ -14,18 +14,16 @@
 //! afterwards is said in `privileges`.
 
 use std::io::{self, ErrorKind};
-use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, WaitStatus};
-use serde::{Deserialize, Serialize};
+use rustix::process::{Pid, WaitOptions};
 
 use crate::cgroup::Birth;
 use crate::clock;
@@ -35,143 +33,13 @@ use crate::container::privileges::{join_user_namespace, restrict_init, set_file_
 use crate::container::proc::{Covers, Proc};
 use crate::container::rootfs::{HOST_NAME, Storage};
 use crate::container::seccomp::Filters;
-use crate::error::{At as _, Error, Result, Stage};
-use crate::spec::{Rootfs, User};
+use crate::error::{At as _, Result, Stage};
+use crate::orders::{Container, Ended, Exit, Order, Report, Step};
+use crate::spec::User;
 use crate::step::{self, Parked, Stdio};
 use crate::sys::{self, Fork, OneThread};
 use crate::wire::Channel;
 use crate::zygote::name_process;
-
-/// What the shim asks of init.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Order {
-    /// Become the container; answered with `Done`.
-    Become(Container),
-    /// Write a file below the working directory; `bytes` raw bytes follow. Answered with `Done`.
-    File { path: String, mode: u32, bytes: u64 },
-    /// Run a step; the descriptors of [`Stdio`] travel along. Answered with `Ended`.
-    Run(Step),
-    /// Kill the step that runs.
-    Kill,
-}
-
-/// What the container is to be.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Container {
-    pub(crate) rootfs: Rootfs,
-    pub(crate) user: User,
-    pub(crate) workdir: String,
-    pub(crate) disk_bytes: NonZeroU64,
-}
-
-/// One command to run.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Step {
-    pub(crate) command: Vec<String>,
-    pub(crate) env: Vec<(String, String)>,
-    /// Absolute, inside the container.
-    pub(crate) workdir: String,
-    pub(crate) open_files: NonZeroU32,
-}
-
-/// What init tells the shim.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Report {
-    /// Ready to become a container; the storage travels along.
-    Prepared,
-    /// The order was carried out.
-    Done,
-    /// The step's main process has ended, and nothing but init is left.
-    Ended(Ended),
-    /// The order could not be carried out.
-    Failed(Failure),
-}
-
-/// How a step's main process ended.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Ended {
-    pub(crate) exit: Exit,
-    /// When it was reaped, on the monotonic clock.
-    pub(crate) at: Duration,
-}
-
-/// What the kernel said of the main process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Exit {
-    /// It exited by itself.
-    Code(i32),
-    /// A signal ended it.
-    Signal(i32),
-}
-
-impl Exit {
-    /// What a status says; nothing if the process has only stopped.
-    fn of(status: WaitStatus) -> Option<Self> {
-        let code = status.exit_status().map(Self::Code);
-        code.or_else(|| status.terminating_signal().map(Self::Signal))
-    }
-}
-
-/// A failure of ours that crosses a process boundary.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    pub(crate) stage: Stage,
-    pub(crate) message: String,
-    pub(crate) cause: Cause,
-}
-
-/// What a failure means for the job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Cause {
-    /// The container's storage is full.
-    StorageFull,
-    /// The image does not allow it, for instance a file where there is a directory.
-    Refused,
-    /// Something of ours.
-    Ours,
-}
-
-impl From<&io::Error> for Cause {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum")]
-    fn from(error: &io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::StorageFull => Self::StorageFull,
-            ErrorKind::AlreadyExists
-            | ErrorKind::IsADirectory
-            | ErrorKind::NotADirectory
-            | ErrorKind::PermissionDenied
-            | ErrorKind::ReadOnlyFilesystem => Self::Refused,
-            _ => Self::Ours,
-        }
-    }
-}
-
-impl From<Cause> for ErrorKind {
-    fn from(cause: Cause) -> Self {
-        match cause {
-            Cause::StorageFull => Self::StorageFull,
-            Cause::Refused => Self::PermissionDenied,
-            Cause::Ours => Self::Other,
-        }
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self {
-            stage: error.stage,
-            cause: Cause::from(&error.source),
-            message: error.source.to_string(),
-        }
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        let source = io::Error::new(failure.cause.into(), failure.message);
-        Self { stage: failure.stage, source }
-    }
-}
 
 /// What init has from the shim that it was forked from.
 pub(crate) struct Inherited<'a> {
@@ -235,11 +103,21 @@ fn enter(birth: Birth) -> Result<()> {
     // The server's terminal or log is nothing for a container to hold.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).at(Stage::Init)?;
     rustix::stdio::dup2_stderr(&null).at(Stage::Init)?;
-    let cgroup = nix::sched::CloneFlags::CLONE_NEWCGROUP;
-    nix::sched::unshare(cgroup).at(Stage::Namespaces)?;
+    finish_namespaces().at(Stage::Namespaces)?;
     rustix::process::setsid().at(Stage::Namespaces)?;
     nix::unistd::sethostname(HOST_NAME).at(Stage::Namespaces)?;
     sys::raise_loopback().at(Stage::Namespaces)
+}
+
+/// The cgroup namespace begins where this process is now. The time namespace is for what is forked
+/// from here on; kernels may be built without it.
+fn finish_namespaces() -> nix::Result<()> {
+    let cgroup = CloneFlags::CLONE_NEWCGROUP;
+    let time = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+    match unshare(cgroup | time) {
+        Err(nix::errno::Errno::EINVAL) => unshare(cgroup),
+        done => done,
+    }
 }
 
 /// Builds the container around this process; answers with its working directory.

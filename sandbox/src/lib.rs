@@ -40,6 +40,7 @@ pub mod error;
 pub mod handle;
 pub mod image;
 mod init;
+mod orders;
 pub mod outcome;
 mod run_dir;
 mod shim;

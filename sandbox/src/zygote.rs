@@ -29,7 +29,7 @@ use crate::container::proc::Covers;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::handle::Container;
-use crate::init::Failure;
+use crate::orders::Failure;
 use crate::run_dir;
 use crate::shim::{self, Shared};
 use crate::sys::{self, Fork as Forked, OneThread};

@@ -13,7 +13,7 @@ use rustix::process::{
 use crate::cgroup::Leaf;
 use crate::container::idmap::Slot;
 use crate::error::{At as _, Error, Result, Stage};
-use crate::init::{self, Order, Report};
+use crate::orders::{self, Order, Report};
 use crate::spec::{ContainerSpec, User};
 use crate::wire::{Channel, MAX_FRAME_BYTES};
 
@@ -70,7 +70,7 @@ impl Container {
 
     /// Has init become the job's container, with its files in place.
     pub(super) fn become_job(&mut self, spec: &ContainerSpec) -> Result<()> {
-        self.carry_out(&Order::Become(init::Container {
+        self.carry_out(&Order::Become(orders::Container {
             rootfs: spec.rootfs.clone(),
             user: spec.user.clone(),
             workdir: spec.workdir.clone(),

@@ -8,7 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::container::{SET_UP_BOUND, await_readable};
 use super::{Job, unrun};
 use crate::error::{At as _, Result, Stage};
-use crate::init::{self, Order};
+use crate::orders::{self, Order};
 use crate::outcome::StepOutcome;
 use crate::spec::StepSpec;
 use crate::step::{GateReport, descriptors};
@@ -66,7 +66,7 @@ fn fork_and_set_up(job: &mut Job<'_>, step: &StepSpec) -> Result<(Launched, Opti
         // Else the program could not open `/dev/stdout`.
         rustix::fs::fchown(fd, Some(uid), Some(gid)).at(Stage::Step)?;
     }
-    let order = Order::Run(init::Step {
+    let order = Order::Run(orders::Step {
         command: step.command.clone(),
         env: step.env.clone(),
         workdir: step.workdir.clone().unwrap_or_else(|| job.spec.workdir.clone()),

@@ -21,7 +21,7 @@ use crate::cgroup::Counters;
 use crate::clock::{self, millis};
 use crate::error::{At as _, Result, Stage};
 use crate::handle::Event;
-use crate::init::{Ended, Order, Report};
+use crate::orders::{Ended, Order, Report};
 use crate::outcome::StepOutcome;
 use crate::spec::StepSpec;
 use crate::step::{GateReport, Go};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::clock::{micros, millis};
-use crate::init::Exit;
+use crate::orders::Exit;
 use crate::outcome::{LimitHit, LimitName, Verdict};
 use crate::spec::{Limits, OutputOverflow};
 

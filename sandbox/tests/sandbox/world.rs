@@ -5,6 +5,7 @@ use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     it_is_an_ordinary_user_without_capabilities,
+    it_has_every_kind_of_namespace_of_its_own,
     it_sees_no_processes_but_its_own,
     it_sees_no_paths_of_the_host,
     it_has_a_small_root,
@@ -40,6 +41,18 @@ fn it_is_an_ordinary_user_without_capabilities(sandbox: &Sandbox) {
          {none}\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t4\n"
     );
     assert_eq!(status, expected);
+}
+
+fn it_has_every_kind_of_namespace_of_its_own(sandbox: &Sandbox) {
+    let list = "for n in /proc/self/ns/*; do echo $n $(readlink $n); done";
+    let inside = script(sandbox, list);
+    let kinds = std::fs::read_dir("/proc/self/ns").expect("namespaces").count();
+    assert_eq!(inside.lines().count(), kinds);
+    for line in inside.lines() {
+        let (path, namespace) = line.split_once(' ').expect("two words");
+        let outside = std::fs::read_link(path).expect("a link");
+        assert_ne!(outside.display().to_string(), namespace, "{path}");
+    }
 }
 
 fn it_sees_no_processes_but_its_own(sandbox: &Sandbox) {

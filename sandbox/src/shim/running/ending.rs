@@ -10,7 +10,7 @@ use super::Running;
 use crate::cgroup::Counters;
 use crate::clock::{self, micros};
 use crate::error::{At as _, Result, Stage};
-use crate::init::Exit;
+use crate::orders::Exit;
 use crate::outcome::{StepOutcome, Usage};
 
 impl Running<'_, '_> {
