@@ -235,8 +235,8 @@ fn verdict_of(spec: &ContainerSpec, steps: &[StepOutcome]) -> Verdict {
     failed.map_or(Verdict::Success, |(_, step)| step.verdict)
 }
 
-/// The verdict of a job that could not go on: that of the step at which the container ended, even if
-/// that one was allowed to fail.
+/// The verdict of a job that could not go on: that of the step at which the container ended, even
+/// if that one was allowed to fail.
 fn last_failure(steps: &[StepOutcome]) -> Verdict {
     let mut ended = steps.iter().rev().map(|step| step.verdict);
     ended.find(|verdict| *verdict != Verdict::Skipped).unwrap_or(Verdict::Fault)
