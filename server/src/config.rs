@@ -5,7 +5,9 @@ mod file;
 mod host;
 mod limits;
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +33,8 @@ const MAX_WARM_CONTAINERS: usize = 64;
 const IDS_DIR: &str = "/run/lazaret/ids";
 /// The parent of every server's run directory: a tmpfs on any Linux of this century.
 const RUN_PARENT: &str = "/run/lazaret";
+/// The data directory holds what clients sent and what their jobs wrote: its owner's alone.
+const DATA_DIR_MODE: u32 = 0o700;
 /// The filter of log lines if the environment names none.
 const DEFAULT_LOG_FILTER: &str = "lazaret=info,warn";
 
@@ -178,7 +182,8 @@ fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The directory, made if it is missing and found to be writable, by its canonical name.
+/// The directory, made if it is missing and found to be writable, by its canonical name. One that
+/// is there keeps the mode that its operator gave it.
 fn make_data_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
     let refused = |error: std::io::Error| {
         ConfigError(format!(
@@ -186,7 +191,13 @@ fn make_data_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
             dir.display()
         ))
     };
-    std::fs::create_dir_all(dir).map_err(refused)?;
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent).map_err(refused)?;
+    }
+    match std::fs::DirBuilder::new().mode(DATA_DIR_MODE).create(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(refused(error)),
+        Ok(()) | Err(_) => {}
+    }
     rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
         .map_err(|errno| refused(errno.into()))?;
     dir.canonicalize().map_err(refused)
@@ -264,6 +275,18 @@ mod tests {
     fn a_default_beyond_its_maximum_is_refused_by_name() {
         let error = load("[limits.cpu_ms]\ndefault = 9\nmax = 8").expect_err("refused");
         assert!(error.to_string().contains("limits.cpu_ms"), "{error}");
+    }
+
+    #[test]
+    fn a_new_data_directory_is_its_owners_alone_and_an_old_one_stays_as_it_is() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let made = make_data_dir(&dir.path().join("a/b")).expect("made");
+        let mode =
+            |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&made), 0o700);
+        std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o750)).expect("set");
+        assert_eq!(mode(&make_data_dir(&made).expect("found")), 0o750);
     }
 
     #[test]

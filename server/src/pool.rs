@@ -2,6 +2,7 @@
 //! namespaces, cgroup, filters. So a few wait with all of that done, each for its only job.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lazaret_sandbox::error::Result;
@@ -17,6 +18,9 @@ pub struct Pool {
     ready: Mutex<VecDeque<Container>>,
     /// Held by who fills the pool, so that it is filled once.
     filling: Mutex<()>,
+    /// Whether the last attempt to make a container failed: the zygote does not answer, or the
+    /// host has nothing left to give.
+    is_failing: AtomicBool,
 }
 
 impl Pool {
@@ -24,7 +28,7 @@ impl Pool {
     #[must_use]
     pub fn new(zygote: Zygote, size: usize) -> Self {
         let (ready, filling) = (Mutex::new(VecDeque::new()), Mutex::new(()));
-        Self { zygote, size, ready, filling }
+        Self { zygote, size, ready, filling, is_failing: AtomicBool::new(false) }
     }
 
     /// A container that never had a job: the one that waits the longest, or a new one. Blocks.
@@ -48,6 +52,27 @@ impl Pool {
         self.ready().is_empty()
     }
 
+    /// Whether the last container that was asked for could not be made.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
+    }
+
+    /// Makes one container, whether or not one is wanted: how a pool that failed finds out that it
+    /// does no longer. Does nothing while another thread makes some. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn probe(&self) -> Result<()> {
+        let Ok(_filling) = self.filling.try_lock() else { return Ok(()) };
+        let container = self.spawn()?;
+        let mut ready = self.ready();
+        if ready.len() < self.size {
+            ready.push_back(container);
+        }
+        Ok(())
+    }
+
     /// Makes containers until enough wait. Does nothing while another thread does this. Blocks.
     ///
     /// # Errors
@@ -67,7 +92,9 @@ impl Pool {
 
     fn spawn(&self) -> Result<Container> {
         // Not the job's name: there is no job yet. What runs in it is written beside it later.
-        self.zygote.spawn(&Uuid::now_v7().to_string())
+        let spawned = self.zygote.spawn(&Uuid::now_v7().to_string());
+        self.is_failing.store(spawned.is_err(), Ordering::Relaxed);
+        spawned
     }
 
     fn ready(&self) -> MutexGuard<'_, VecDeque<Container>> {

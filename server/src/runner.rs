@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazaret_sandbox::image::{Hold, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
@@ -21,6 +21,10 @@ use crate::store::KeptLog;
 
 /// How much longer than its own limit a container may take before its shim is given up.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// How long a container that was given up may take to end before its room is given away although
+/// it may still take it: only a shim that hangs needs longer, and no wait mends that.
+const KILL_GRACE: Duration = Duration::from_secs(10);
 
 /// Bytes that are copied without moving other work off the thread first: that takes longer.
 const MAX_INLINE_BYTES: u64 = 64 << 10;
@@ -71,10 +75,14 @@ pub struct Running {
 }
 
 impl Running {
-    fn new(container: Container, hold: Hold) -> io::Result<Self> {
-        let socket = std::os::unix::net::UnixStream::from(container.as_fd().try_clone_to_owned()?);
-        socket.set_nonblocking(true)?;
-        Ok(Self { container, wake: UnixStream::from_std(socket)?, _hold: hold })
+    fn new(mut container: Container, hold: Hold) -> io::Result<Self> {
+        match wake(&container) {
+            Ok(wake) => Ok(Self { container, wake, _hold: hold }),
+            Err(error) => {
+                kill(&mut container);
+                Err(error)
+            }
+        }
     }
 
     /// Says that the outcome is stored.
@@ -103,6 +111,36 @@ impl Running {
     }
 }
 
+fn wake(container: &Container) -> io::Result<UnixStream> {
+    let socket = std::os::unix::net::UnixStream::from(container.as_fd().try_clone_to_owned()?);
+    socket.set_nonblocking(true)?;
+    UnixStream::from_std(socket)
+}
+
+/// Ends a container that nobody watches any more, so that its room is free when it is given away.
+/// Takes at most [`KILL_GRACE`]. False if its shim is gone, whose container the zygote ends, or
+/// does not answer.
+fn kill(container: &mut Container) -> bool {
+    tokio::task::block_in_place(|| kill_blocking(container))
+}
+
+fn kill_blocking(container: &mut Container) -> bool {
+    let deadline = Instant::now() + KILL_GRACE;
+    let mut next = container.cancel().map(|()| None);
+    loop {
+        match next {
+            Ok(Some(Event::Finished(_))) => return true,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(container = container.id(), %error, "could not see it end");
+                return false;
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+        next = container.wait_event(u32::try_from(left).unwrap_or(u32::MAX)).map(Some);
+    }
+}
+
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
@@ -125,21 +163,21 @@ pub async fn run(runner: &Runner, claimed: Claimed, job: &LiveJob) -> Ended {
     let (id, attempt) = (claimed.id, claimed.attempt);
     let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + GRACE;
     let (outcome, container) = match start(runner, claimed) {
-        Ok(mut running) => match tokio::time::timeout(bound, watch(&mut running, job)).await {
-            Ok(Ok(outcome)) => (Ok(outcome), Some(running)),
-            Ok(Err(fault)) => (Err(fault), None),
-            Err(_elapsed) => (Err(Fault::Late), None),
-        },
+        Ok(mut running) => {
+            let watched = tokio::time::timeout(bound, watch(&mut running, job)).await;
+            match watched.unwrap_or(Err(Fault::Late)) {
+                Ok(outcome) => (Ok(outcome), Some(running)),
+                Err(fault) => {
+                    let has_ended = kill(&mut running.container);
+                    (Err(fault), has_ended.then_some(running))
+                }
+            }
+        }
         Err(fault) => (Err(fault), None),
     };
     let mut harvest = reap_spool(runner, id, attempt);
     let end = match outcome {
-        Ok(outcome) => JobEnd {
-            verdict: outcome.verdict,
-            steps: harvest.steps(outcome.steps),
-            detail: outcome.detail,
-            last_seq: harvest.last_seq(attempt),
-        },
+        Ok(outcome) => harvest.end(outcome, attempt),
         Err(fault) => {
             tracing::error!(job.id = %id, attempt, error = %fault, "an attempt failed");
             JobEnd {

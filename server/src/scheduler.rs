@@ -17,7 +17,6 @@ const MAX_LOOKED_AT: usize = 64;
 /// The waiting jobs and what the running ones took.
 #[derive(Debug)]
 pub struct Scheduler {
-    capacity: Capacity,
     free: Capacity,
     queue_max: usize,
     waiting: BTreeMap<Place, Waiting>,
@@ -56,7 +55,6 @@ impl Scheduler {
     #[must_use]
     pub fn new(capacity: Capacity, queue_max: usize) -> Self {
         Self {
-            capacity,
             free: capacity,
             queue_max,
             waiting: BTreeMap::new(),
@@ -64,13 +62,6 @@ impl Scheduler {
             running: HashMap::new(),
             promised: 0,
         }
-    }
-
-    /// Whether a job could ever run here.
-    #[must_use]
-    pub const fn could_ever_fit(&self, demand: Demand) -> bool {
-        demand.cpu_millis <= self.capacity.cpu_millis
-            && demand.memory_bytes <= self.capacity.memory_bytes
     }
 
     /// Decides about a new job. It starts at once only if nobody waits: whoever waits was here
@@ -264,13 +255,5 @@ mod tests {
         assert!(!scheduler.withdraw(id));
         assert_eq!(scheduler.start_next(), None);
         assert_eq!(scheduler.waiting(), 0);
-    }
-
-    #[test]
-    fn a_job_beyond_the_whole_capacity_is_known_as_such() {
-        let scheduler = scheduler();
-        assert!(scheduler.could_ever_fit(WHOLE));
-        assert!(!scheduler.could_ever_fit(Demand { cpu_millis: 2001, ..WHOLE }));
-        assert!(!scheduler.could_ever_fit(Demand { memory_bytes: 1001, ..WHOLE }));
     }
 }

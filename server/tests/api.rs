@@ -135,11 +135,19 @@ fn a_full_queue_refuses_until_there_is_room() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = "queue_max = 1\ncapacity.cpus = 1.0";
     let server = Server::start_with(&dir.path().join("data"), config);
+    let send_with_key = || {
+        let headers = [("Content-Type", "application/json"), ("Idempotency-Key", "k")];
+        let body = json!({"command": ["true"]}).to_string();
+        server.call("POST", "/v1/jobs?wait=30", &headers, &body)
+    };
+    let known = send_with_key().json()["id"].clone();
     let busy = server.submit(&json!({"command": ["sleep", "60"]}));
     let waiting = server.submit(&json!({"command": ["true"]}));
     let refused = server.post("/v1/jobs", &json!({"command": ["true"]}));
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
+    let replayed = send_with_key();
+    assert_eq!((replayed.status, &replayed.json()["id"]), (200, &known), "needs no room");
     server.call("POST", &format!("/v1/jobs/{busy}/cancel"), &[], "");
     server.wait_for(&waiting, "finished");
     server.submit(&json!({"command": ["true"]}));
@@ -188,36 +196,79 @@ fn a_repeated_request_makes_no_second_job() {
     assert_ne!(send("k2", &body).json()["id"], first.json()["id"]);
 }
 
-#[test]
-fn output_streams_while_it_is_written_and_a_cut_connection_goes_on() {
-    let (_dir, server) = server();
-    let id = server.submit(&json!({"script": "for i in 1 2 3 4; do echo $i; sleep 0.2; done"}));
-    let path = format!("/v1/jobs/{id}/logs");
-    let accept = ("Accept", "text/event-stream");
-    let mut seen = Vec::new();
-    let mut lines = BufReader::new(server.open("GET", &path, &[accept], "")).lines();
-    let is_second = |line: &str| line.contains("\"text\":\"2\\n\"");
-    for line in lines.by_ref().map(|line| line.expect("read")) {
-        let is_last = is_second(&line);
-        seen.push(line);
-        if is_last {
-            break;
+/// The next event of a stream that has a place in the log; empty at its end. Which states were told
+/// depends on when one asks.
+fn next_event(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Vec<String> {
+    let mut event: Vec<String> = Vec::new();
+    for line in lines.map(|line| line.expect("read")) {
+        if !line.is_empty() {
+            event.push(line);
+        } else if event.iter().any(|line| line.starts_with("id: ")) {
+            return event;
+        } else {
+            event.clear();
         }
     }
+    Vec::new()
+}
+
+/// The events of a stream from here to its end.
+fn events(mut lines: impl Iterator<Item = std::io::Result<String>>) -> Vec<Vec<String>> {
+    std::iter::from_fn(|| Some(next_event(&mut lines)).filter(|event| !event.is_empty())).collect()
+}
+
+/// Past the head of an answer.
+fn body_lines(stream: std::net::TcpStream) -> std::io::Lines<BufReader<std::net::TcpStream>> {
+    let mut lines = BufReader::new(stream).lines();
+    assert!(lines.by_ref().any(|line| line.expect("read").is_empty()), "a head");
+    lines
+}
+
+#[test]
+fn a_line_arrives_while_its_job_goes_on() {
+    let (_dir, server) = server();
+    let id = server.submit(&json!({"script": "echo one; sleep 60"}));
+    let path = format!("/v1/jobs/{id}");
+    let mut lines = BufReader::new(server.open("GET", &format!("{path}/logs"), &[], "")).lines();
+    assert!(lines.by_ref().any(|line| line.expect("read") == "one"));
+    assert_eq!(server.get(&path).json()["state"], "running");
+    server.call("POST", &format!("{path}/cancel"), &[], "");
+    assert_eq!(lines.count(), 0, "the stream ends with the job");
+    assert_eq!(server.get(&path).json()["verdict"], "cancelled");
+}
+
+#[test]
+fn output_streams_in_order_and_a_cut_connection_goes_on() {
+    let (_dir, server) = server();
+    let id = server.submit(&json!({"script": "for i in 1 2 3; do echo $i; sleep 1; done"}));
+    let path = format!("/v1/jobs/{id}/logs");
+    let accept = ("Accept", "text/event-stream");
+    let mut lines = body_lines(server.open("GET", &path, &[accept], ""));
+    let mut seen = Vec::new();
+    for n in [1, 2] {
+        let text = format!("\"text\":\"{n}\\n\"");
+        let mut is_there = false;
+        while !is_there {
+            let event = next_event(&mut lines);
+            assert!(!event.is_empty(), "the stream ended before line {n}: {seen:?}");
+            is_there = event.iter().any(|line| line.contains(&text));
+            seen.push(event);
+        }
+        let state = server.get(&format!("/v1/jobs/{id}")).json()["state"].clone();
+        assert_eq!(state, "running", "line {n} was there before the end");
+    }
     drop(lines);
-    let ids = |lines: &[String]| -> Vec<u64> {
-        let ids = lines.iter().filter_map(|line| line.strip_prefix("id: "));
-        ids.map(|id| id.parse().expect("a number")).collect()
+    let id_of = |event: &Vec<String>| -> String {
+        let id = event.iter().find_map(|line| line.strip_prefix("id: "));
+        id.expect("an id").to_owned()
     };
-    let last = ids(&seen).last().copied().expect("an id").to_string();
-    let rest = server.call("GET", &path, &[accept, ("Last-Event-ID", &last)], "");
-    let rest: Vec<String> = rest.body.lines().map(str::to_owned).collect();
-    let cut = [ids(&seen), ids(&rest)].concat();
-    let whole: Vec<String> =
-        server.call("GET", &path, &[accept], "").body.lines().map(str::to_owned).collect();
-    assert_eq!(cut, ids(&whole), "each event exactly once");
-    assert_eq!(server.get(&path).body, "1\n2\n3\n4\n");
-    let end = ids(&whole).last().copied().expect("an end").to_string();
+    let last = id_of(seen.last().expect("an event"));
+    let again = server.open("GET", &path, &[accept, ("Last-Event-ID", &last)], "");
+    seen.extend(events(body_lines(again)));
+    let whole = events(body_lines(server.open("GET", &path, &[accept], "")));
+    assert_eq!(seen, whole, "each event exactly once");
+    assert_eq!(server.get(&path).body, "1\n2\n3\n");
+    let end = id_of(whole.last().expect("an end"));
     assert_eq!(server.call("GET", &path, &[("Last-Event-ID", &end)], "").status, 204);
 }
 

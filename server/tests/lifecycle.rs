@@ -4,15 +4,17 @@
 
 mod served;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use serde_json::{Value, json};
-use served::{FREE_PORT, Server, send_signal, serve_command};
+use served::{FREE_PORT, Server, send_signal, serve_command, wait_until};
 
 /// Starts a server that cannot start, and answers what it says.
 fn refused(mut command: Command) -> String {
@@ -98,14 +100,9 @@ fn a_stop_lets_the_running_end_and_keeps_the_queued() {
     let queued = server.submit(&json!({"command": ["true"]}));
     server.wait_for(&running, "running");
     server.signal("TERM");
-    let refused = loop {
-        let answer = server.post("/v1/jobs", &json!({"command": ["true"]}));
-        if answer.status == 503 {
-            break answer;
-        }
-    };
-    assert_eq!(refused.json()["code"], "draining");
-    assert_eq!(server.get("/readyz").status, 503);
+    wait_until("drains", || server.get("/readyz").status == 503);
+    let refused = server.post("/v1/jobs", &json!({"command": ["true"]}));
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("draining")));
     assert!(server.ended().success());
     let server = Server::start_with(&data, config);
     let job = server.get(&format!("/v1/jobs/{running}")).json();
@@ -122,7 +119,7 @@ fn a_second_signal_stops_at_once() {
     let id = server.submit(&json!({"command": ["sleep", "3"]}));
     server.wait_for(&id, "running");
     server.signal("TERM");
-    while server.get("/readyz").status != 503 {}
+    wait_until("drains", || server.get("/readyz").status == 503);
     server.signal("TERM");
     assert!(server.ended().success());
     let server = Server::start(&data);
@@ -130,30 +127,116 @@ fn a_second_signal_stops_at_once() {
     assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(2)), "{job}");
 }
 
+const JOBS: usize = 200;
+const CLIENTS: usize = 4;
+/// How many are accepted before the server is killed: in the middle.
+const JOBS_BEFORE_KILL: usize = JOBS / 2;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no client has failed")
+}
+
+/// Sends a job, under a key of its own, until a server accepts it. So a job that was stored while
+/// its answer was lost is not made twice.
+fn accepted(address: &Mutex<String>, n: usize) -> String {
+    let (key, body) = (n.to_string(), json!({"script": format!("echo {n}")}).to_string());
+    let headers = [("Content-Type", "application/json"), ("Idempotency-Key", key.as_str())];
+    let id = Mutex::new(None);
+    wait_until("accepted", || {
+        let to = lock(address).clone();
+        let answer = served::call(&to, ("POST", "/v1/jobs"), &headers, &body);
+        let answer = answer.ok().filter(|answer| matches!(answer.status, 200 | 202));
+        *lock(&id) = answer.map(|answer| answer.json()["id"].as_str().expect("an id").to_owned());
+        lock(&id).is_some()
+    });
+    id.into_inner().expect("whole").expect("an id")
+}
+
+/// Every job that the server has, page by page.
+fn listed(server: &Server) -> Vec<Value> {
+    let (mut jobs, mut query) = (Vec::new(), "limit=200".to_owned());
+    for _ in 0..=JOBS {
+        let page = server.get(&format!("/v1/jobs?{query}")).json();
+        jobs.extend(page["items"].as_array().cloned().expect("items"));
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        query = format!("limit=200&cursor={cursor}");
+    }
+    jobs
+}
+
 #[test]
-fn every_accepted_job_has_one_verdict_after_a_kill() {
+fn every_accepted_job_has_one_verdict_after_a_kill_amid_submissions() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let server = Server::start(&data);
-    let ids: Vec<String> =
-        (0..40).map(|n| server.submit(&json!({"script": format!("echo {n}")}))).collect();
+    let first = Server::start(&data);
+    let address = Mutex::new(first.address().to_owned());
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let client = || {
+        while let Some(n) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < JOBS) {
+            let id = accepted(&address, n);
+            lock(&done).push((n, id));
+        }
+    };
+    let server = std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(client);
+        }
+        wait_until("half are accepted", || lock(&done).len() >= JOBS_BEFORE_KILL);
+        first.signal("KILL");
+        assert!(!first.ended().success());
+        assert!(lock(&done).len() < JOBS, "the kill came in the middle");
+        let second = Server::start(&data);
+        second.address().clone_into(&mut lock(&address));
+        second
+    });
+    let done = done.into_inner().expect("no client has failed");
+    let ids: BTreeSet<&String> = done.iter().map(|(_, id)| id).collect();
+    assert_eq!(ids.len(), JOBS);
+    for (n, id) in &done {
+        assert_eq!(server.wait_for(id, "finished")["verdict"], "success", "{n}: {id}");
+        let path = format!("/v1/jobs/{id}/logs");
+        let log = server.get(&path).body;
+        assert!(log.ends_with(&format!("{n}\n")), "{log:?}");
+        let events = server.call("GET", &path, &[("Accept", "application/jsonl")], "").body;
+        assert_eq!(events.matches("\"event\":\"end\"").count(), 1, "{events}");
+    }
+    let jobs = listed(&server);
+    assert_eq!(jobs.len(), JOBS, "no job that was not accepted");
+    assert!(jobs.iter().all(|job| job["verdict"] == "success"), "{jobs:?}");
+}
+
+#[test]
+fn a_job_that_ended_without_its_server_has_its_own_verdict() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let server = Server::start_with(&data, "warm_containers = 0");
+    let id = server.submit(&json!({"script": "sleep 1; echo whole; exit 3"}));
+    server.wait_for(&id, "running");
+    let run_dir = server.run_dir().to_owned();
+    wait_until("its shim is there", || server.shims().len() == 1);
     server.signal("KILL");
     assert!(!server.ended().success());
+    wait_until("the outcome is kept", || {
+        let entries = std::fs::read_dir(&run_dir).expect("a directory").flatten();
+        entries.into_iter().any(|entry| entry.path().join("outcome").exists())
+    });
     let server = Server::start(&data);
-    let mut verdicts: BTreeMap<String, usize> = BTreeMap::new();
-    for (n, id) in ids.iter().enumerate() {
-        let job = server.wait_for(id, "finished");
-        let verdict = job["verdict"].as_str().expect("a verdict").to_owned();
-        if verdict == "success" {
-            let log = server.get(&format!("/v1/jobs/{id}/logs")).body;
-            assert!(log.ends_with(&format!("{n}\n")), "{log:?}");
-        }
-        *verdicts.entry(verdict).or_default() += 1;
-    }
-    assert_eq!(verdicts.get("success"), Some(&40), "{verdicts:?}");
-    let left: Vec<Value> =
-        server.get("/v1/jobs?state=queued").json()["items"].as_array().cloned().expect("items");
-    assert!(left.is_empty(), "{left:?}");
+    let job = server.wait_for(&id, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("failure"), &json!(1)), "{job}");
+    let step = &job["steps"][0];
+    assert_eq!((&step["stdout"], &step["exit_code"]), (&json!("whole\n"), &json!(3)), "{job}");
+    assert_eq!(server.get(&format!("/v1/jobs/{id}/logs")).body, "whole\n");
+}
+
+#[test]
+fn a_server_whose_zygote_is_gone_is_not_ready() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_with(&dir.path().join("data"), "warm_containers = 0");
+    assert_eq!(server.get("/readyz").status, 200);
+    send_signal("KILL", server.zygotes()[0]);
+    assert_eq!(server.run(&json!({"command": ["true"]}))["verdict"], "fault");
+    assert_eq!(server.get("/readyz").status, 503);
+    assert_eq!(server.get("/healthz").status, 200);
 }
 
 #[test]
@@ -163,7 +246,7 @@ fn a_job_that_falls_with_its_server_twice_is_a_fault() {
     let mut server = Server::start(&data);
     let id = server.submit(&json!({"script": "echo begun; sleep 60"}));
     for attempt in [1, 2] {
-        while server.wait_for(&id, "running")["attempt"] != attempt {}
+        wait_until("started", || server.wait_for(&id, "running")["attempt"] == attempt);
         server.signal("KILL");
         assert!(!server.ended().success());
         server = Server::start(&data);
@@ -197,16 +280,12 @@ fn a_job_whose_shim_was_killed_starts_once_more() {
 fn a_waiting_container_that_was_killed_costs_no_job() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start_with(&dir.path().join("data"), "warm_containers = 2");
-    while server.shims().len() < 2 {
-        std::thread::yield_now();
-    }
+    wait_until("two wait", || server.shims().len() >= 2);
     let killed = server.shims();
     for shim in &killed {
         send_signal("KILL", *shim);
     }
-    while server.shims().iter().any(|shim| killed.contains(shim)) {
-        std::thread::yield_now();
-    }
+    wait_until("gone", || server.shims().iter().all(|shim| !killed.contains(shim)));
     for _ in 0..3 {
         let job = server.run(&json!({"command": ["true"]}));
         assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(1)), "{job}");

@@ -1,5 +1,7 @@
 //! `/healthz`: the process answers. `/readyz`: it takes jobs.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
@@ -27,7 +29,7 @@ pub(super) async fn live() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Answers 200 while the server takes jobs, 503 when it drains or its store does not answer.
+/// Answers 200 while the server takes jobs, 503 when it drains or its store or sandbox fails.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -43,5 +45,14 @@ pub(super) async fn ready(State(api): State<Api>) -> Result<Json<Health>, Proble
         tracing::error!(%error, "the store does not answer");
         Problem::new(Code::Unavailable, "the store does not answer")
     })?;
+    if api.runner.pool.is_failing() {
+        // Once more: without jobs nobody else would find out that it works again.
+        let runner = Arc::clone(&api.runner);
+        let probe = tokio::task::spawn_blocking(move || runner.pool.probe());
+        probe.await.map_err(|_panicked| Problem::internal())?.map_err(|error| {
+            tracing::error!(%error, "no container can be made");
+            Problem::new(Code::Unavailable, "no container can be made")
+        })?;
+    }
     Ok(Json(Health { status: "ok" }))
 }

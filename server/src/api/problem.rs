@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::openapi::Components;
 use utoipa::{PartialSchema as _, ToSchema};
 
-use crate::dispatch::SubmitError;
+use crate::dispatch::{DeleteError, SubmitError};
 use crate::logs::LogError;
 use crate::request::{CheckError, FieldError};
 use crate::store::StoreError;
@@ -274,6 +274,18 @@ impl From<LogError> for Problem {
     fn from(error: LogError) -> Self {
         tracing::error!(%error, "a log could not be read");
         Self::internal()
+    }
+}
+
+impl From<DeleteError> for Problem {
+    fn from(error: DeleteError) -> Self {
+        match error {
+            DeleteError::Files(_) => {
+                tracing::error!(%error, "a job could not be deleted");
+                Self::internal()
+            }
+            DeleteError::Store(error) => error.into(),
+        }
     }
 }
 

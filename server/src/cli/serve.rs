@@ -1,11 +1,12 @@
 //! `lazaret serve`: everything is opened in order, served until a signal, and closed in reverse.
 //!
 //! ```text
-//! configuration ─ zygote (before any thread) ─ lock ─ orphans ─ images, logs, store ─ unfinished
+//! configuration ─ lock free? ─ zygote (before any thread) ─ lock ─ orphans ─ images, logs, store ─ unfinished
 //! jobs ─ socket ─▶ serve ─ SIGTERM ─▶ drain: running jobs end ─▶ connections ─▶ store
 //!                                     └ a second signal, or too long: at once
 //! ```
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
@@ -18,7 +19,8 @@ use std::time::Duration;
 
 use lazaret_sandbox::error::{Error, Stage};
 use lazaret_sandbox::image::ImageStore;
-use lazaret_sandbox::{Settings, Zygote};
+use lazaret_sandbox::outcome::Outcome;
+use lazaret_sandbox::{Orphan, Settings, Zygote};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -31,6 +33,7 @@ use crate::api::body::BodyRoom;
 use crate::api::{self, Api};
 use crate::config::{Config, Flags, log_filter};
 use crate::dispatch::Dispatch;
+use crate::job::JobId;
 use crate::logs::LogFiles;
 use crate::pool::Pool;
 use crate::runner::Runner;
@@ -91,6 +94,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
 struct Opened {
     config: Config,
     runner: Runner,
+    /// How jobs ended while there was no server to store it.
+    outcomes: HashMap<JobId, Outcome>,
     /// Held until the process ends.
     _lock: File,
 }
@@ -102,21 +107,28 @@ fn open(config: Config) -> Result<Opened, CliError> {
         cgroup_parent: config.cgroup_parent.clone(),
         memory_bytes: NonZeroU64::new(config.capacity.memory_bytes),
     };
+    // A second server on this directory is refused before it touches the first one's cgroups.
+    drop(try_lock(&config.data_dir)?);
     // Before the lock is taken: who is forked would hold it, too, and longer than this process.
     let zygote = Zygote::start(&settings).map_err(|error| no_sandbox(&error))?;
     let lock = lock(&config.data_dir)?;
     raise_descriptor_limit();
     let orphans = lazaret_sandbox::reap_orphans(&settings)
         .map_err(|error| CliError::Failed(format!("could not clean up after a crash: {error}")))?;
-    for orphan in orphans {
-        tracing::warn!(container = orphan.id, job.id = orphan.label, "cleaned up an orphan");
-    }
+    let outcomes = orphans.into_iter().filter_map(outcome_of_job).collect();
     let images = ImageStore::open(&config.data_dir.join("images"))
         .map_err(|error| CliError::Failed(format!("could not open the images: {error}")))?;
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
     let pool = Pool::new(zygote, config.warm_containers);
-    Ok(Opened { config, runner: Runner { pool, images, files }, _lock: lock })
+    Ok(Opened { config, runner: Runner { pool, images, files }, outcomes, _lock: lock })
+}
+
+/// Which job an orphan ran and how that ended, if it ran one and told its end.
+fn outcome_of_job(orphan: Orphan) -> Option<(JobId, Outcome)> {
+    let Orphan { id, label, outcome } = orphan;
+    tracing::warn!(container = id, job.id = label, "cleaned up an orphan");
+    Some((label?.parse().ok()?, outcome?))
 }
 
 /// Takes as many descriptors as this process may have: each connection and each live container
@@ -144,33 +156,41 @@ fn no_sandbox(error: &Error) -> CliError {
     ))
 }
 
-/// Takes the data directory for this process alone.
+/// Takes the data directory for this process alone, and says so to who comes later.
 fn lock(data_dir: &Path) -> Result<File, CliError> {
+    let file = try_lock(data_dir)?;
+    let pid = format!("{}\n", std::process::id());
+    let written = file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0));
+    written.map_err(|error| no_lock(data_dir, &error))?;
+    Ok(file)
+}
+
+fn no_lock(data_dir: &Path, error: &io::Error) -> CliError {
+    CliError::Refused(format!(
+        "could not lock `{}`: {error}: name a writable directory with `--data DIR`",
+        data_dir.join("lock").display()
+    ))
+}
+
+/// The lock of the data directory, until it is dropped.
+fn try_lock(data_dir: &Path) -> Result<File, CliError> {
     let path = data_dir.join("lock");
-    let refused = |error: io::Error| {
-        CliError::Refused(format!(
-            "could not lock `{}`: {error}: name a writable directory with `--data DIR`",
-            path.display()
-        ))
-    };
+    let refused = |error: io::Error| no_lock(data_dir, &error);
     let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     let file = file.map_err(refused)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
+        Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let holder = io::read_to_string(&file).unwrap_or_default();
-            return Err(CliError::Refused(format!(
+            Err(CliError::Refused(format!(
                 "data directory `{}` is in use by process {}: stop it, or name another with \
                  `--data DIR`",
                 data_dir.display(),
                 holder.trim()
-            )));
+            )))
         }
-        Err(errno) => return Err(refused(errno.into())),
+        Err(errno) => Err(refused(errno.into())),
     }
-    let pid = format!("{}\n", std::process::id());
-    file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0)).map_err(refused)?;
-    Ok(file)
 }
 
 /// The tasks of the server, by when they end.
@@ -188,7 +208,7 @@ struct Tasks {
 }
 
 async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
-    let Opened { config, runner, _lock } = opened;
+    let Opened { config, runner, outcomes, _lock } = opened;
     let tasks = Tasks {
         jobs: TaskTracker::new(),
         connections: TaskTracker::new(),
@@ -201,6 +221,8 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
     let socket = bind(config.listen).await?;
     let address = socket.local_addr().map_err(|error| CliError::Failed(error.to_string()))?;
     let api = start(Arc::clone(&config), runner, &tasks).await?;
+    let recovered = api.dispatch.recover(outcomes).await;
+    recovered.map_err(|error| CliError::Failed(error.to_string()))?;
     let router = api::router(api);
     say_address(address);
     let serve =
@@ -222,7 +244,7 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the store, takes up what is unfinished in it, and has the API ready.
+/// Opens the store and has the API ready.
 async fn start(config: Arc<Config>, runner: Arc<Runner>, tasks: &Tasks) -> Result<Api, CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
     let path = config.data_dir.join("lazaret.db");
@@ -234,7 +256,6 @@ async fn start(config: Arc<Config>, runner: Arc<Runner>, tasks: &Tasks) -> Resul
     let (jobs, drain) = (tasks.jobs.clone(), tasks.drain.clone());
     let dispatch =
         Dispatch::new(store.clone(), Arc::clone(&runner), scheduler, jobs, drain.clone());
-    dispatch.recover().await.map_err(|error| failed(&error))?;
     Ok(Api {
         bodies: BodyRoom::new(config.max_body_bytes),
         config,

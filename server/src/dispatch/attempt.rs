@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_sandbox::outcome::Verdict;
+use tokio_util::sync::CancellationToken;
 
 use super::Inner;
 use crate::clock;
@@ -12,7 +13,7 @@ use crate::live::LiveJob;
 use crate::runner::{self, Claimed, Ended};
 use crate::store::{Effect, FinishedAttempt, KeptLog, StoreError};
 
-/// How long a verdict waits before the store is asked once more, at first and at most: a full
+/// How long a claim or a verdict waits before the store is asked once more, at first and at most: a full
 /// disk is mended by people.
 const FIRST_STORE_RETRY: Duration = Duration::from_millis(100);
 const LAST_STORE_RETRY: Duration = Duration::from_secs(60);
@@ -20,22 +21,22 @@ const LAST_STORE_RETRY: Duration = Duration::from_secs(60);
 impl Inner {
     /// Claims a job that the scheduler has made room for, and runs it.
     pub(super) async fn claim(self: Arc<Self>, id: JobId) {
-        match self.read_claimed(id).await {
-            Ok(Some((claimed, job))) => self.attempt(claimed, job).await,
-            Ok(None) => self.free(id),
-            Err(error) => {
-                // The store has it unfinished, so the next start of the server takes it up.
-                tracing::error!(job.id = %id, %error, "could not claim a job");
-                self.free(id);
-            }
+        // A drain ends the trying, but no claim halfway: the next start of the server takes up what
+        // the store has unfinished.
+        let claim = || self.store.claim(id, clock::now());
+        let read = || self.read_claimed(id);
+        let claimed = match self.insist(id, &self.drain, claim).await {
+            Some(Effect::Done) => self.insist(id, &self.drain, read).await.flatten(),
+            Some(Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) | None => None,
+        };
+        match claimed {
+            Some((claimed, job)) => self.attempt(claimed, job).await,
+            None => self.free(id),
         }
     }
 
-    /// The job, running; `None` if it was cancelled in the meantime.
+    /// The job, claimed; `None` if it was cancelled in the meantime.
     async fn read_claimed(&self, id: JobId) -> Result<Option<(Claimed, LiveJob)>, StoreError> {
-        if self.store.claim(id, clock::now()).await? != Effect::Done {
-            return Ok(None);
-        }
         let (Some(stored), Some(job)) = (self.store.job(id).await?, self.live.get(id)) else {
             return Ok(None);
         };
@@ -57,7 +58,10 @@ impl Inner {
             job.moved(State::Queued, attempt);
         } else {
             let finished = FinishedAttempt { id, attempt, end, log, now: clock::now() };
-            self.finish(finished).await;
+            if !self.finish(finished).await {
+                // The shim keeps the outcome, and the spool its output, for the next start.
+                return;
+            }
             self.live.leave(id, attempt);
         }
         if let Some(container) = container
@@ -90,22 +94,42 @@ impl Inner {
         }
     }
 
-    /// Stores the end, however long that takes: the verdict exists only here until then.
-    async fn finish(&self, finished: FinishedAttempt) {
-        let mut retry = FIRST_STORE_RETRY;
+    /// Stores the end, however long that takes: the verdict exists only here until then. False if
+    /// the store was closed before.
+    async fn finish(&self, finished: FinishedAttempt) -> bool {
+        let (id, never) = (finished.id, CancellationToken::new());
+        let finish = || self.store.finish(finished.clone());
+        match self.insist(id, &never, finish).await {
+            Some(Effect::Done) => true,
+            Some(Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) => {
+                tracing::error!(job.id = %id, "a verdict for a job that does not run");
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Asks the store, and asks once more when it fails, until `give_up`. `None` if there is no
+    /// answer to be had: it was given up, or the store is closed.
+    async fn insist<T, F>(
+        &self,
+        id: JobId,
+        give_up: &CancellationToken,
+        ask: impl Fn() -> F,
+    ) -> Option<T>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut pause = FIRST_STORE_RETRY;
         loop {
-            match self.store.finish(finished.clone()).await {
-                Ok(Effect::Done) => return,
-                Ok(Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) => {
-                    tracing::error!(job.id = %finished.id, "a verdict for a job that does not run");
-                    return;
-                }
-                Err(StoreError::Closed) => return,
-                Err(error) => {
-                    tracing::error!(job.id = %finished.id, %error, "could not store a verdict");
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(LAST_STORE_RETRY);
-                }
+            match ask().await {
+                Ok(answer) => return Some(answer),
+                Err(StoreError::Closed) => return None,
+                Err(error) => tracing::error!(job.id = %id, %error, "the store failed a job"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST_STORE_RETRY),
+                () = give_up.cancelled() => return None,
             }
         }
     }

@@ -12,9 +12,11 @@
 mod attempt;
 mod recover;
 
+use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazaret_sandbox::outcome::Verdict;
+use lazaret_sandbox::outcome::{Outcome, Verdict};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -79,6 +81,17 @@ pub enum SubmitError {
     Store(#[from] StoreError),
 }
 
+/// Why a job was not forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// What it wrote could not be removed, and would never be found again without the job.
+    #[error("could not remove the log of a job: {0}")]
+    Files(#[source] io::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// What asking for the end of a job did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancelled {
@@ -122,17 +135,19 @@ impl Dispatch {
         &self.0.live
     }
 
-    /// Whether a job of this size could ever run here.
-    #[must_use]
-    pub fn could_ever_fit(&self, spec: &JobSpec) -> bool {
-        self.0.scheduler().could_ever_fit(spec.demand())
-    }
-
     /// Takes a job in. When this answers, the job is durable.
     ///
     /// # Errors
     /// As [`SubmitError`]; then there is no job.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
+        // First: what was taken in before needs no room, and is told by a draining server, too.
+        if let Some(key) = &submission.idempotency {
+            match self.0.store.job_of_key(key).await? {
+                Some(Effect::Replayed(first)) => return Ok(Submitted::Replayed(first)),
+                Some(Effect::KeyReused) => return Err(SubmitError::KeyReused),
+                Some(Effect::Done | Effect::WrongState) | None => {}
+            }
+        }
         if self.0.drain.is_cancelled() {
             return Err(SubmitError::Draining);
         }
@@ -154,8 +169,8 @@ impl Dispatch {
     /// Forgets a finished job and all it wrote.
     ///
     /// # Errors
-    /// If the store fails; then the job is still there.
-    pub async fn delete(&self, id: JobId) -> Result<Deleted, StoreError> {
+    /// As [`DeleteError`]; then the job is still there.
+    pub async fn delete(&self, id: JobId) -> Result<Deleted, DeleteError> {
         match self.0.store.job(id).await? {
             None => return Ok(Deleted::NotFound),
             Some(job) if job.state != State::Finished => return Ok(Deleted::Unfinished),
@@ -163,21 +178,23 @@ impl Dispatch {
         }
         // The files first: after a crash in between the job can be deleted once more, while files
         // without a job would never be found.
-        if let Err(error) = self.0.runner.files.remove(id) {
-            tracing::error!(job.id = %id, %error, "could not remove the log of a deleted job");
-        }
+        self.0.runner.files.remove(id).map_err(DeleteError::Files)?;
         Ok(match self.0.store.delete(id).await? {
             Effect::Done => Deleted::Done,
             Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => Deleted::NotFound,
         })
     }
 
-    /// Takes up what a predecessor left unfinished. Called once, before anything is served.
+    /// Takes up what a predecessor left unfinished, with the outcomes of jobs that ended after it
+    /// did. Called once, before anything is served.
     ///
     /// # Errors
     /// If the store or the spools cannot be read.
-    pub async fn recover(&self) -> Result<(), recover::RecoverError> {
-        self.0.recover().await?;
+    pub async fn recover(
+        &self,
+        outcomes: HashMap<JobId, Outcome>,
+    ) -> Result<(), recover::RecoverError> {
+        self.0.recover(outcomes).await?;
         self.0.pump();
         self.0.fill_pool();
         Ok(())

@@ -1,15 +1,16 @@
-//! What a predecessor left: queued jobs wait again; running ones start once more if that was their
-//! first attempt, and are a fault of ours otherwise. Uses the transitions of every other day.
+//! What a predecessor left: queued jobs wait again; running ones end as their shim says they did.
+//! Where no shim says so they start once more if that was their first attempt, and are a fault of
+//! ours otherwise. Uses the transitions of every other day.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use lazaret_sandbox::outcome::Verdict;
+use lazaret_sandbox::outcome::{Outcome, Verdict};
 
 use super::Inner;
 use crate::clock;
-use crate::job::{JobEnd, MAX_ATTEMPTS, State};
+use crate::job::{JobEnd, JobId, MAX_ATTEMPTS, State};
 use crate::logs::harvest::{self, Harvest};
 use crate::store::{Effect, FinishedAttempt, KeptLog, StoreError, Unfinished};
 
@@ -28,13 +29,19 @@ pub enum RecoverError {
 const DETAIL: &str = "the server ended while the job ran";
 
 impl Inner {
-    pub(super) async fn recover(self: &Arc<Self>) -> Result<(), RecoverError> {
+    pub(super) async fn recover(
+        self: &Arc<Self>,
+        mut outcomes: HashMap<JobId, Outcome>,
+    ) -> Result<(), RecoverError> {
         let unfinished = self.store.unfinished().await?;
         let known: HashSet<_> = unfinished.iter().map(|job| job.id).collect();
         for job in unfinished {
             let is_queued = match job.state {
                 State::Queued => true,
-                State::Running => self.take_up_running(&job).await?,
+                State::Running => {
+                    let outcome = outcomes.remove(&job.id);
+                    self.take_up_running(&job, outcome).await?
+                }
                 State::Finished => false,
             };
             if is_queued {
@@ -52,8 +59,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Ends the attempt that was interrupted. True if the job waits for another.
-    async fn take_up_running(&self, job: &Unfinished) -> Result<bool, RecoverError> {
+    /// Ends the attempt that was left alone, by its outcome if there is one. True if the job waits
+    /// for another.
+    async fn take_up_running(
+        &self,
+        job: &Unfinished,
+        outcome: Option<Outcome>,
+    ) -> Result<bool, RecoverError> {
         let (id, attempt) = (job.id, job.attempt);
         let mut harvest = match harvest::harvest(&self.runner.files, id, attempt) {
             Ok(harvest) => harvest,
@@ -63,17 +75,15 @@ impl Inner {
             }
         };
         let log = harvest.log.clone();
-        let is_retried = attempt < MAX_ATTEMPTS
+        let outcome = outcome.filter(|outcome| outcome.verdict != Verdict::Fault);
+        let is_retried = outcome.is_none()
+            && attempt < MAX_ATTEMPTS
             && self.store.retry(id, attempt, log.clone()).await? == Effect::Done;
         if !is_retried {
-            // Not retried although it was the first attempt: then its end was asked for.
-            let (verdict, detail) = if attempt < MAX_ATTEMPTS {
-                (Verdict::Cancelled, None)
-            } else {
-                (Verdict::Fault, Some(DETAIL.to_owned()))
+            let end = match outcome {
+                Some(outcome) => harvest.end(outcome, attempt),
+                None => interrupted(&mut harvest, attempt),
             };
-            let last_seq = harvest.last_seq(attempt);
-            let end = JobEnd { verdict, steps: harvest.ended_steps(), detail, last_seq };
             let now = clock::now();
             self.store.finish(FinishedAttempt { id, attempt, end, log: log.clone(), now }).await?;
         }
@@ -85,10 +95,22 @@ impl Inner {
     }
 
     /// Whether a spool is all there is of the log of a finished job.
-    async fn is_only_copy(&self, id: crate::job::JobId, attempt: u32) -> Result<bool, StoreError> {
+    async fn is_only_copy(&self, id: JobId, attempt: u32) -> Result<bool, StoreError> {
         if self.store.job(id).await?.is_none() || self.store.log(id, attempt).await?.is_some() {
             return Ok(false);
         }
         Ok(!self.runner.files.is_kept(id, attempt))
     }
+}
+
+/// The end of an attempt that nobody tells of and nobody starts again.
+fn interrupted(harvest: &mut Harvest, attempt: u32) -> JobEnd {
+    // Not retried although it was the first attempt: then its end was asked for.
+    let (verdict, detail) = if attempt < MAX_ATTEMPTS {
+        (Verdict::Cancelled, None)
+    } else {
+        (Verdict::Fault, Some(DETAIL.to_owned()))
+    };
+    let last_seq = harvest.last_seq(attempt);
+    JobEnd { verdict, steps: harvest.ended_steps(), detail, last_seq }
 }

@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::io::{self, Read, Seek as _};
 
-use lazaret_sandbox::outcome::StepOutcome;
+use lazaret_sandbox::outcome::{Outcome, StepOutcome};
 use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
 
 use super::{LogFiles, open_if_there};
-use crate::job::{JobId, OutputHead, StepEnd, seq};
+use crate::job::{JobEnd, JobId, OutputHead, StepEnd, seq};
 use crate::store::KeptLog;
 
 /// Bytes of each stream of each step that are shown in the job.
@@ -52,6 +52,13 @@ impl Harvest {
     #[must_use]
     pub const fn last_seq(&self, attempt: u32) -> u64 {
         seq(attempt, self.records + 1)
+    }
+
+    /// The end of a job whose container told its outcome.
+    #[must_use]
+    pub fn end(&mut self, outcome: Outcome, attempt: u32) -> JobEnd {
+        let Outcome { verdict, steps, detail } = outcome;
+        JobEnd { verdict, steps: self.steps(steps), detail, last_seq: self.last_seq(attempt) }
     }
 
     /// The outcomes of the steps with what they wrote.

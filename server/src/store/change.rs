@@ -11,11 +11,9 @@
 use jiff::Timestamp;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
-use super::{
-    Change, Effect, Entry, FinishedAttempt, IdempotencyKey, KeptLog, NewJob, StoreError, row,
-};
+use super::{Change, Effect, Entry, FinishedAttempt, KeptLog, NewJob, StoreError, query, row};
 use crate::job::{JobEnd, JobId};
 
 /// Whether a change brings its transaction along.
@@ -74,7 +72,7 @@ async fn insert(
 ) -> Result<Effect, StoreError> {
     // Before the transaction, but nobody else writes in between.
     if let Some(key) = &job.idempotency
-        && let Some(effect) = job_of_key(connection, key).await?
+        && let Some(effect) = query::job_of_key(&mut *connection, key).await?
     {
         return Ok(effect);
     }
@@ -103,22 +101,6 @@ async fn insert(
         .bind(key.map(|key| key.key.clone()))
         .bind(key.map(|key| key.fingerprint.to_vec()));
     run(connection, statements).await
-}
-
-async fn job_of_key(
-    connection: &mut SqliteConnection,
-    key: &IdempotencyKey,
-) -> Result<Option<Effect>, StoreError> {
-    let found = sqlx::query("select fingerprint, job_id from idempotency_keys where key = ?")
-        .bind(&key.key)
-        .fetch_optional(connection)
-        .await?;
-    let Some(found) = found else { return Ok(None) };
-    let fingerprint: Vec<u8> = found.try_get("fingerprint")?;
-    if fingerprint != key.fingerprint {
-        return Ok(Some(Effect::KeyReused));
-    }
-    Ok(Some(Effect::Replayed(row::job_id(&found, "job_id")?)))
 }
 
 async fn claim(

@@ -1,6 +1,9 @@
 //! Opening the database: connections, pragmas, migrations.
 
 use std::borrow::Cow;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +22,8 @@ use super::{CHANGE_QUEUE, Store, StoreError, checkpoint, writer};
 const MIN_SQLITE: (u32, u32, u32) = (3, 51, 3);
 /// Connections that read at one time.
 const READERS: u32 = 4;
+/// The database is its owner's alone. SQLite gives the files beside it the same mode.
+const FILE_MODE: u32 = 0o600;
 /// How long a reader waits for a lock; only a checkpoint that truncates holds one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache of the writer, in KiB (negative, as SQLite wants it). Small: an idle server is small.
@@ -34,6 +39,9 @@ pub enum OpenError {
     /// The schema could not be brought up to date.
     #[error("could not migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The file could not be made, or not be kept from others.
+    #[error("could not make the database: {0}")]
+    File(#[from] io::Error),
     /// Built against a library that corrupts databases.
     #[error("SQLite `{0}` can corrupt a database: build with 3.51.3 or later")]
     OldSqlite(String),
@@ -49,6 +57,7 @@ pub async fn open(
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Store, OpenError> {
+    make_private(path)?;
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -84,6 +93,14 @@ pub async fn open(
     tracker.spawn(writer::write(connection, receiver));
     tracker.spawn(checkpoint::checkpoint(checkpoints, stop.clone()));
     Ok(Store { changes, readers })
+}
+
+/// Makes the file before SQLite does, which would let everybody read it, and tightens one that an
+/// earlier version made. No connection is open yet: closing a file drops its locks.
+fn make_private(path: &Path) -> io::Result<()> {
+    let mut options = File::options();
+    let file = options.create(true).truncate(false).write(true).mode(FILE_MODE).open(path)?;
+    file.set_permissions(Permissions::from_mode(FILE_MODE))
 }
 
 /// The migrations, compiled in: a binary carries its schema.

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use lazaret_sandbox::outcome::Verdict;
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteExecutor, SqliteRow};
 use sqlx::{QueryBuilder, Row as _, Sqlite};
 
-use super::{Store, StoreError, row};
+use super::{Effect, IdempotencyKey, Store, StoreError, row};
 use crate::job::{self, Inputs, Job, JobId, JobSpec, State};
 
 /// Which jobs a list shows.
@@ -56,6 +56,15 @@ pub struct Unfinished {
 }
 
 impl Store {
+    /// What an idempotency key stands for, if anything: [`Effect::Replayed`] or
+    /// [`Effect::KeyReused`].
+    ///
+    /// # Errors
+    /// As [`StoreError`].
+    pub async fn job_of_key(&self, key: &IdempotencyKey) -> Result<Option<Effect>, StoreError> {
+        job_of_key(&self.readers, key).await
+    }
+
     /// The job of this name.
     ///
     /// # Errors
@@ -173,4 +182,21 @@ fn unfinished(found: &SqliteRow) -> Result<Unfinished, StoreError> {
         attempt: found.try_get("attempt")?,
         spec: row::spec(found)?,
     })
+}
+
+/// What an idempotency key stands for, as this connection sees it.
+pub(super) async fn job_of_key(
+    connection: impl SqliteExecutor<'_>,
+    key: &IdempotencyKey,
+) -> Result<Option<Effect>, StoreError> {
+    let found = sqlx::query("select fingerprint, job_id from idempotency_keys where key = ?")
+        .bind(key.key.clone())
+        .fetch_optional(connection)
+        .await?;
+    let Some(found) = found else { return Ok(None) };
+    let fingerprint: Vec<u8> = found.try_get("fingerprint")?;
+    if fingerprint != key.fingerprint {
+        return Ok(Some(Effect::KeyReused));
+    }
+    Ok(Some(Effect::Replayed(row::job_id(&found, "job_id")?)))
 }

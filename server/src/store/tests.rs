@@ -33,6 +33,18 @@ impl Opened {
     }
 }
 
+#[tokio::test]
+async fn the_database_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let opened = open_at(dir.path()).await;
+    for file in ["lazaret.db", "lazaret.db-wal"] {
+        let mode = std::fs::metadata(dir.path().join(file)).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    opened.close().await;
+}
+
 fn now() -> Timestamp {
     Timestamp::from_microsecond(1_700_000_000_000_000).expect("a time")
 }

@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::disallowed_methods, reason = "a test starts the server as an operator does")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,15 @@ use serde_json::Value;
 pub(crate) const FREE_PORT: &str = "127.0.0.1:0";
 /// Nothing that a test waits for takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long what a killed server left behind may take to go, until its cgroup stays behind, too.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A server that ends with the test.
 pub(crate) struct Server {
     child: Child,
     address: String,
+    run_dir: PathBuf,
+    cgroup_parent: String,
 }
 
 /// An answer.
@@ -54,6 +58,15 @@ pub(crate) fn send_signal(name: &str, pid: u32) {
     assert!(killed.expect("started").success());
 }
 
+/// Waits until this is so.
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}
+
 /// The children of a process that has one thread for making them.
 fn children(pid: u32) -> Vec<u32> {
     let found = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -70,10 +83,10 @@ impl Server {
     /// Starts a server with a configuration file of this text.
     pub(crate) fn start_with(data: &Path, config: &str) -> Self {
         let file = data.with_extension("toml");
-        // Beside the data, and one cgroup for all tests, so that a killed server leaves nothing
-        // behind that its test does not remove.
+        // Both by the name of the data: the next server on it cleans up after this one.
         let run_dir = data.with_extension("run");
-        let place = format!("run_dir = {run_dir:?}\ncgroup_parent = \"lazaret/tests\"\n");
+        let cgroup_parent = format!("lazaret/tests-{}", test_name(data));
+        let place = format!("run_dir = {run_dir:?}\ncgroup_parent = {cgroup_parent:?}\n");
         std::fs::write(&file, place + config).expect("written");
         let mut child =
             serve_command(data, FREE_PORT).arg("--config").arg(&file).spawn().expect("started");
@@ -81,7 +94,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).expect("read");
         let address = line.trim().strip_prefix("listening on http://").expect("an address");
-        Self { child, address: address.to_owned() }
+        Self { child, address: address.to_owned(), run_dir, cgroup_parent }
     }
 
     /// The port it listens on.
@@ -135,19 +148,7 @@ impl Server {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
-        let mut stream = self.open(method, path, headers, body);
-        let mut text = Vec::new();
-        stream.read_to_end(&mut text).expect("read");
-        let text = String::from_utf8_lossy(&text);
-        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-        let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a status");
-        let headers = lines.filter_map(|line| line.split_once(": "));
-        Answer {
-            status: status.parse().expect("a number"),
-            headers: headers.map(|(key, value)| (key.into(), value.into())).collect(),
-            body: body.to_owned(),
-        }
+        call(&self.address, (method, path), headers, body).expect("an answer")
     }
 
     /// Sends a request and leaves the answer to be read.
@@ -158,18 +159,7 @@ impl Server {
         headers: &[(&str, &str)],
         body: &str,
     ) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).expect("connected");
-        stream.set_read_timeout(Some(2 * PATIENCE)).expect("set");
-        let headers: String =
-            headers.iter().map(|(key, value)| format!("{key}: {value}\r\n")).collect();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nHost: test\r\n\
-             {headers}Content-Length: {length}\r\n\r\n{body}"
-        )
-        .expect("sent");
-        stream
+        open(&self.address, (method, path), headers, body).expect("sent")
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -191,16 +181,104 @@ impl Server {
         children(self.child.id()).into_iter().flat_map(children).collect()
     }
 
+    /// Where it keeps what it must know of its containers after a crash.
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The processes that make its containers: one.
+    pub(crate) fn zygotes(&self) -> Vec<u32> {
+        children(self.child.id())
+    }
+
     /// Waits until the server has ended.
     pub(crate) fn ended(mut self) -> std::process::ExitStatus {
-        self.child.wait().expect("waited")
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the server does not end");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Removes the cgroup of all its containers in every hierarchy; false if some is in use.
+    fn remove_cgroup(&self) -> bool {
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten();
+        let roots = hierarchies.map(|entry| entry.path()).chain([root.to_owned()]);
+        let removed = roots.map(|root| std::fs::remove_dir(root.join(&self.cgroup_parent)));
+        let in_use = |result: &io::Result<()>| {
+            result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
+        };
+        removed.filter(in_use).count() == 0
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let had_ended = matches!(self.child.try_wait(), Ok(Some(_)));
         // It may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
+        // Its containers go by themselves, but after it. Who has waited for the end of the server
+        // starts another in its place, which cleans up.
+        let start = Instant::now();
+        while !had_ended && !self.remove_cgroup() && start.elapsed() < CLEANUP_PATIENCE {
+            std::thread::yield_now();
+        }
     }
+}
+
+/// What tells the directories of tests apart, without the dot at its start.
+fn test_name(data: &Path) -> String {
+    let dir = data.parent().and_then(Path::file_name).expect("a directory of the test's own");
+    dir.to_string_lossy().trim_start_matches('.').to_owned()
+}
+
+/// One request, with its method and path, on a connection of its own. HTTP/1.0, so that a body
+/// ends where the connection does and needs no decoding.
+pub(crate) fn call(
+    address: &str,
+    target: (&str, &str),
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<Answer> {
+    let mut stream = open(address, target, headers, body)?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)?;
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a status");
+    let headers = lines.filter_map(|line| line.split_once(": "));
+    let headers: Vec<(String, String)> =
+        headers.map(|(key, value)| (key.into(), value.into())).collect();
+    let answer =
+        Answer { status: status.parse().expect("a number"), headers, body: body.to_owned() };
+    let length = answer.header("content-length").and_then(|length| length.parse().ok());
+    if length.is_some_and(|length: usize| length > answer.body.len()) {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    Ok(answer)
+}
+
+fn open(
+    address: &str,
+    (method, path): (&str, &str),
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(2 * PATIENCE))?;
+    let headers: String =
+        headers.iter().map(|(key, value)| format!("{key}: {value}\r\n")).collect();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: test\r\n\
+         {headers}Content-Length: {length}\r\n\r\n{body}"
+    )?;
+    Ok(stream)
 }
