@@ -1,11 +1,7 @@
 //! How jobs end, seen over HTTP: each verdict with the limit that was met and what was used. What
 //! is observed is at least what was allowed and at most ten times that; how close it comes is
 //! measured by `make bench`.
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test ends where something is not as expected"
-)]
+#![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
 
 mod served;
 

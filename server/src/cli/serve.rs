@@ -1,8 +1,8 @@
 //! `lazaret serve`: everything is opened in order, served until a signal, and closed in reverse.
 //!
 //! ```text
-//! configuration ─ lock free? ─ zygote (before any thread) ─ lock ─ orphans ─ images, logs, store ─ unfinished
-//! jobs ─ socket ─▶ serve ─ SIGTERM ─▶ drain: running jobs end ─▶ connections ─▶ store
+//! configuration ─ lock free? ─ zygote (before any thread) ─ lock ─ orphans ─ images, logs, store
+//! ─ unfinished jobs ─ socket ─▶ serve ─ SIGTERM ─▶ drain: running jobs end ─▶ connections ─▶ store
 //!                                     └ a second signal, or too long: at once
 //! ```
 

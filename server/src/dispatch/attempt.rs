@@ -13,8 +13,8 @@ use crate::live::LiveJob;
 use crate::runner::{self, Claimed, Ended};
 use crate::store::{Effect, FinishedAttempt, KeptLog, StoreError};
 
-/// How long a claim or a verdict waits before the store is asked once more, at first and at most: a full
-/// disk is mended by people.
+/// How long a claim or a verdict waits before the store is asked once more, at first and at most: a
+/// full disk is mended by people.
 const FIRST_STORE_RETRY: Duration = Duration::from_millis(100);
 const LAST_STORE_RETRY: Duration = Duration::from_secs(60);
 
