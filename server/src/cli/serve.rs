@@ -290,6 +290,8 @@ fn say_address(address: SocketAddr) {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// The terminal is gone.
+    hangup: Signal,
 }
 
 impl Signals {
@@ -300,6 +302,7 @@ impl Signals {
         Ok(Self {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
+            hangup: catch(SignalKind::hangup())?,
         })
     }
 
@@ -307,6 +310,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
