@@ -14,8 +14,7 @@
 //! afterwards is said in `privileges`.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
@@ -28,29 +27,17 @@ use rustix::process::{Pid, WaitOptions};
 use crate::cgroup::Birth;
 use crate::clock;
 use crate::container::files::{make_workdir, write_file};
-use crate::container::idmap::{INIT_ID, Slot};
+use crate::container::idmap::INIT_ID;
 use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
-use crate::container::proc::{Covers, Proc};
+use crate::container::proc::Proc;
 use crate::container::rootfs::{HOST_NAME, Storage};
-use crate::container::seccomp::Filters;
 use crate::error::{At as _, Result, Stage};
+use crate::inherited::Inherited;
 use crate::orders::{Container, Ended, Exit, Order, Report, Step};
 use crate::spec::User;
 use crate::step::{self, Parked, Stdio};
-use crate::sys::{self, Fork, OneThread};
+use crate::sys::{self, Fork};
 use crate::wire::Channel;
-use crate::zygote::name_process;
-
-/// What init has from the shim that it was forked from.
-pub(crate) struct Inherited<'a> {
-    pub(crate) filters: &'a Filters,
-    pub(crate) one_thread: &'a OneThread,
-    pub(crate) covers: &'a Covers,
-    /// A directory of the container's own on the host, to attach the storage at.
-    pub(crate) staging: &'a Path,
-    pub(crate) slot: &'a Slot,
-    pub(crate) user_namespace: BorrowedFd<'a>,
-}
 
 /// Lives as PID 1, from its birth in all namespaces but user and cgroup to its end.
 pub(crate) fn main(mut shim: Channel, birth: Birth, inherited: &Inherited<'_>) -> ! {
@@ -97,7 +84,7 @@ fn enter(birth: Birth) -> Result<()> {
             rustix::io::write(tasks, b"0").at(Stage::Cgroup)?;
         }
     }
-    name_process(c"lazaret-init").at(Stage::Init)?;
+    sys::name_process(c"lazaret-init").at(Stage::Init)?;
     // What is made from here on has the permissions that are asked for.
     rustix::process::umask(Mode::empty());
     // The server's terminal or log is nothing for a container to hold.

@@ -20,8 +20,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::cgroup;
 use crate::error::{At as _, Context as _, Result, Stage};
 use crate::outcome::Outcome;
+use crate::settings::Settings;
 use crate::wire;
-use crate::zygote::Settings;
 
 /// The directory of one container.
 #[derive(Debug)]

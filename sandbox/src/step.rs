@@ -21,7 +21,7 @@ use crate::container::privileges::{drop_capabilities, join, set_ids};
 use crate::container::rlimits::set_limits;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Context as _, Error, Result, Stage};
-use crate::init::Inherited;
+use crate::inherited::Inherited;
 use crate::orders::{Failure, Step};
 use crate::spec::User;
 use crate::sys::{self, Fork};

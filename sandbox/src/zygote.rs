@@ -12,9 +12,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -31,24 +29,10 @@ use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::handle::Container;
 use crate::orders::Failure;
 use crate::run_dir;
+use crate::settings::Settings;
 use crate::shim::{self, Shared};
 use crate::sys::{self, Fork as Forked, OneThread};
 use crate::wire::{self, Channel, MAX_FRAME_BYTES};
-
-/// What all containers of one server share.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// `$run`: a directory on tmpfs that is this server's alone; made if it is missing.
-    pub run_dir: PathBuf,
-    /// Where slots of host ids are locked; the same for every server of the host.
-    pub ids_dir: PathBuf,
-    /// The cgroup below which containers get theirs, in every hierarchy, e.g. `lazaret/main`.
-    /// Relative to the hierarchy's root.
-    pub cgroup_parent: String,
-    /// What all containers together may hold in memory, so that the host keeps the rest; no bound
-    /// of their own if there is none.
-    pub memory_bytes: Option<NonZeroU64>,
-}
 
 /// The server's end of the zygote.
 #[derive(Debug)]
@@ -142,7 +126,7 @@ fn main(mut server: Channel, settings: &Settings, one_thread: OneThread) -> ! {
 fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
     // A session of its own: what the terminal sends to the server is not for containers.
     rustix::process::setsid().at(Stage::Zygote)?;
-    name_process(c"lazaret-zygote").at(Stage::Zygote)?;
+    sys::name_process(c"lazaret-zygote").at(Stage::Zygote)?;
     std::fs::create_dir_all(&settings.run_dir)
         .context(|| format!("could not make `{}`", settings.run_dir.display()))
         .at(Stage::RunDirectory)?;
@@ -157,11 +141,6 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
         one_thread,
     })
-}
-
-/// Names this process in `ps` and `top`.
-pub(crate) fn name_process(name: &std::ffi::CStr) -> io::Result<()> {
-    Ok(rustix::thread::set_name(name)?)
 }
 
 /// What comes out of the zygote's loop: its end, or a new shim, which has left it behind.

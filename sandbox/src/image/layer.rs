@@ -12,7 +12,6 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::unpack::Bounds;
 use super::{Doing as _, Error, Result, tree};
 use crate::spec::MAX_ID;
 
@@ -87,6 +86,22 @@ pub(super) enum Node {
     Fifo,
     /// A character device 0:0: the overlay hides the file of this name in lower layers.
     Whiteout,
+}
+
+/// How large a layer may get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of all files.
+    pub unpacked_bytes: u64,
+    /// Files, directories, links and whiteouts.
+    pub entries: u64,
+}
+
+impl Default for Bounds {
+    /// Room for the largest images that people use.
+    fn default() -> Self {
+        Self { unpacked_bytes: 16 << 30, entries: 1_000_000 }
+    }
 }
 
 /// A layer being written.

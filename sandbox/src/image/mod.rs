@@ -33,9 +33,9 @@ use sha2::{Digest as _, Sha256};
 
 pub use config::ImageConfig;
 pub use host::HOST_IMAGE;
+pub use layer::Bounds;
 pub use reference::{ImageName, MAX_NAME_LENGTH};
 pub use store::{Hold, ImageStore};
-pub use unpack::Bounds;
 
 /// The result of everything about images that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -15,9 +15,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::host::{self, HOST_IMAGE, Skeleton};
-use super::layer::LayerWriter;
+use super::layer::{Bounds, LayerWriter};
 use super::layers::{self, Unfinished, lock_free, sync_directory};
-use super::unpack::{self, Bounds};
+use super::unpack;
 use super::{
     Digest, Doing as _, Error, Image, ImageConfig, ImageName, Layer, Result, archive, tree, users,
     walk,

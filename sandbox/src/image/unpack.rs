@@ -6,7 +6,7 @@ use rustix::fs::Timespec;
 use tar::{Archive, Entry, EntryType};
 
 use super::archive::{Allowance, Metered};
-use super::layer::{Attributes, EntryPath, LayerWriter, Node, bad, unreadable};
+use super::layer::{Attributes, Bounds, EntryPath, LayerWriter, Node, bad, unreadable};
 use super::{Digest, Error, Result};
 use crate::spec::MAX_ID;
 
@@ -20,22 +20,6 @@ const MAX_TARGET_LENGTH: usize = 4095;
 const WHITEOUT: &[u8] = b".wh.";
 /// Says that lower layers show nothing in this directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// How large a layer may get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Bytes of all files.
-    pub unpacked_bytes: u64,
-    /// Files, directories, links and whiteouts.
-    pub entries: u64,
-}
-
-impl Default for Bounds {
-    /// Room for the largest images that people use.
-    fn default() -> Self {
-        Self { unpacked_bytes: 16 << 30, entries: 1_000_000 }
-    }
-}
 
 /// Unpacks the uncompressed tar stream `source` into `layer`. Answers with the stream's digest.
 pub(super) fn unpack(source: impl Read, layer: &mut LayerWriter, bounds: Bounds) -> Result<Digest> {

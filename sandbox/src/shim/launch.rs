@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::container::{SET_UP_BOUND, await_readable};
-use super::{Job, unrun};
+use super::job::Job;
+use super::unrun;
 use crate::error::{At as _, Result, Stage};
 use crate::orders::{self, Order};
 use crate::outcome::StepOutcome;

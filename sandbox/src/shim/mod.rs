@@ -9,6 +9,7 @@
 
 mod container;
 mod deadlines;
+mod job;
 mod launch;
 mod output;
 mod running;
@@ -22,23 +23,24 @@ use std::path::Path;
 use std::time::Duration;
 
 use self::container::Container;
+use self::job::{Job, verdict_of};
 use self::server::{Kept, Server};
 use self::unrun::not_run;
 use crate::cgroup::{self, Birth};
-use crate::clock;
 use crate::container::idmap::Slot;
 use crate::container::proc::Covers;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::handle::Event;
-use crate::init::{self, Inherited};
+use crate::inherited::Inherited;
+use crate::init;
 use crate::outcome::{Outcome, StepOutcome, Verdict};
 use crate::run_dir::RunDirectory;
-use crate::spec::{ContainerSpec, StepSpec, When};
+use crate::settings::Settings;
+use crate::spec::{ContainerSpec, StepSpec};
 use crate::spool::SpoolWriter;
 use crate::sys::{self, Fork, Namespaces, OneThread};
 use crate::wire::{Channel, MAX_SPEC_BYTES};
-use crate::zygote::{Settings, name_process};
 
 /// How long a container whose job has ended is left alone while the server stores how.
 const STORE_BOUND: Duration = Duration::from_millis(20);
@@ -113,7 +115,7 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
 /// Leaves the server's session, and its terminal but for stderr.
 fn detach() -> io::Result<()> {
     rustix::process::setsid()?;
-    name_process(c"lazaret-shim")?;
+    sys::name_process(c"lazaret-shim")?;
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     Ok(rustix::stdio::dup2_stdout(&null)?)
@@ -226,15 +228,6 @@ fn run(
     (outcome, Some(container))
 }
 
-/// The verdict of the first step that did not succeed and was not allowed to fail. A step that was
-/// left out because its condition did not hold says nothing.
-fn verdict_of(spec: &ContainerSpec, steps: &[StepOutcome]) -> Verdict {
-    let failed = spec.steps.iter().zip(steps).find(|(spec, step)| {
-        !matches!(step.verdict, Verdict::Success | Verdict::Skipped) && !spec.allow_failure
-    });
-    failed.map_or(Verdict::Success, |(_, step)| step.verdict)
-}
-
 /// The verdict of a job that could not go on: that of the step at which the container ended, even
 /// if that one was allowed to fail.
 fn last_failure(steps: &[StepOutcome]) -> Verdict {
@@ -252,24 +245,6 @@ fn fault(spec: &ContainerSpec, mut steps: Vec<StepOutcome>, error: &Error) -> Ou
     let rest = spec.steps.iter().skip(steps.len());
     steps.extend(rest.map(|step| not_run(step, Verdict::Skipped)));
     Outcome { verdict: Verdict::Fault, steps, detail: Some(detail) }
-}
-
-/// A job while it runs.
-struct Job<'a> {
-    container: Container,
-    spec: &'a ContainerSpec,
-    spool: SpoolWriter,
-    server: &'a mut Server,
-    /// CPUs of the host.
-    cores: u64,
-    /// When its first program was executed.
-    started: Option<Duration>,
-    /// The steps that have ended.
-    steps: Vec<StepOutcome>,
-    /// Nothing more can run: the container was killed.
-    is_over: bool,
-    /// A step that was due was left out for that.
-    is_cut_short: bool,
 }
 
 impl Job<'_> {
@@ -314,23 +289,6 @@ impl Job<'_> {
         }
     }
 
-    /// Whether the step runs, after those before it.
-    fn is_due(&self, step: &StepSpec) -> bool {
-        let has_failed = verdict_of(self.spec, &self.steps) != Verdict::Success;
-        match step.when {
-            When::Success => !has_failed,
-            When::Failure => has_failed,
-            When::Always => true,
-        }
-    }
-
-    /// Whether a step after this one might still run if this one fails.
-    fn may_go_on(&self, index: u16) -> bool {
-        let later = self.spec.steps.iter().skip(usize::from(index) + 1);
-        let may_fail = self.spec.steps.get(usize::from(index)).is_some_and(|s| s.allow_failure);
-        later.into_iter().any(|step| may_fail || step.when != When::Success)
-    }
-
     fn end_step(&mut self, index: u16, outcome: StepOutcome) -> Result<()> {
         let t_ms = self.t_ms();
         self.spool.step_ended(index, t_ms, &outcome).at(Stage::Spool)?;
@@ -338,16 +296,5 @@ impl Job<'_> {
         self.server.tell(&event).at(Stage::Shim)?;
         self.steps.push(outcome);
         Ok(())
-    }
-
-    /// When the whole job's time is up.
-    fn deadline(&self) -> Duration {
-        let bound = Duration::from_millis(self.spec.job_wall_ms.get());
-        self.started.map_or(Duration::MAX, |started| started + bound)
-    }
-
-    /// Milliseconds since the first program was executed.
-    fn t_ms(&self) -> u64 {
-        self.started.map_or(0, |started| clock::millis(clock::now().saturating_sub(started)))
     }
 }

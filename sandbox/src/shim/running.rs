@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::Job;
 use super::deadlines::{Timer, soonest_cpu_limit};
+use super::job::Job;
 use super::launch::{Launch, Launched, launch};
 use super::output::{Output, Sink};
 use crate::cgroup::Counters;

@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind};
 
-use super::Job;
+use super::job::Job;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::outcome::{LimitHit, LimitName, StepOutcome, Usage, Verdict};
 use crate::spec::StepSpec;

@@ -158,6 +158,11 @@ fn parent(pid: i64) -> io::Result<Fork> {
     }
 }
 
+/// Names this process in `ps` and `top`.
+pub(crate) fn name_process(name: &CStr) -> io::Result<()> {
+    Ok(rustix::thread::set_name(name)?)
+}
+
 /// Becomes the program at `path`; returns only if that failed, and why.
 pub(crate) fn exec(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Error {
     let argv = pointers(argv);

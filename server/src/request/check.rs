@@ -8,6 +8,7 @@ use lazaret_sandbox::spec::{MAX_ID, OutputOverflow, User, When};
 use serde_bytes::ByteBuf;
 
 use super::content::Content;
+use super::errors::Errors;
 use super::{
     Amount, FieldError, JobRequest, LimitsRequest, OverflowName, StepRequest, WhenName,
     environment, files, limits, paths,
@@ -15,8 +16,6 @@ use super::{
 use crate::config::{Capacity, LimitPolicy, RootUser};
 use crate::job::{Inputs, JobImage, JobSpec, JobStep};
 
-/// Errors that are told at one time: nobody mends more.
-const MAX_ERRORS: usize = 100;
 /// Steps of one job.
 const MAX_STEPS: usize = 64;
 /// Bytes of a step's name.
@@ -58,26 +57,6 @@ pub enum CheckError {
     /// The image store could not be read.
     #[error(transparent)]
     Images(#[from] lazaret_sandbox::image::Error),
-}
-
-/// What was found to be wrong so far.
-#[derive(Debug)]
-pub(super) struct Errors(Vec<FieldError>);
-
-impl Errors {
-    pub(super) fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
-        if self.0.len() < MAX_ERRORS {
-            self.0.push(FieldError { pointer: pointer.into(), detail: detail.into() });
-        }
-    }
-
-    /// The value, or its default after the error was noted.
-    fn or_default<T: Default>(&mut self, pointer: &str, result: Result<T, String>) -> T {
-        result.unwrap_or_else(|detail| {
-            self.add(pointer, detail);
-            T::default()
-        })
-    }
 }
 
 /// Makes a job of `request`. `errors` are what reading it has found already.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lazaret_sandbox::spec::{MAX_ARGUMENT_BYTES, MAX_ARGUMENT_LENGTH};
 
-use super::check::Errors;
+use super::errors::Errors;
 use super::escaped;
 
 /// Checks the variables written at `pointer`.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use lazaret_sandbox::spec::InputFile;
 
-use super::check::Errors;
 use super::content::{FileContent, FileObject, Files, decode};
+use super::errors::Errors;
 use super::escaped;
 use super::paths;
 

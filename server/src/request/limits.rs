@@ -8,7 +8,7 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::LimitsRequest;
-use super::check::Errors;
+use super::errors::Errors;
 use crate::config::{Bound, LimitPolicy};
 use crate::job::spec::cpus_from_number;
 

@@ -3,6 +3,7 @@
 mod check;
 mod content;
 mod environment;
+mod errors;
 mod files;
 mod limits;
 mod paths;
