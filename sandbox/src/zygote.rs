@@ -12,14 +12,14 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::WaitOptions;
+use rustix::process::{PidfdFlags, WaitOptions, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
@@ -38,6 +38,7 @@ use crate::wire::{self, Channel, MAX_FRAME_BYTES};
 #[derive(Debug)]
 pub struct Zygote {
     channel: Mutex<Channel>,
+    process: OwnedFd,
 }
 
 /// What the server asks of the zygote: a shim for the container `id`. One end of a socket pair
@@ -65,14 +66,23 @@ impl Zygote {
                 drop(ours);
                 main(Channel::new(theirs, MAX_FRAME_BYTES), settings, one_thread)
             }
-            Forked::Parent(_) => {
+            Forked::Parent(pid) => {
                 drop(theirs);
+                // A child that nobody has waited for: its pid is still its own.
+                let process = pidfd_open(pid, PidfdFlags::empty()).at(Stage::Zygote)?;
                 let mut channel = Channel::new(ours, MAX_FRAME_BYTES);
                 let (answer, _): (Answer, _) = channel.recv().at(Stage::Zygote)?;
                 answer.map_err(Error::from)?;
-                Ok(Self { channel: Mutex::new(channel) })
+                Ok(Self { channel: Mutex::new(channel), process })
             }
         }
+    }
+
+    /// The process itself: readable, for poll(2), once it has ended (pidfd_open(2)). No container
+    /// can be made then, and a process with threads cannot fork another zygote.
+    #[must_use]
+    pub fn process(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
     }
 
     /// An empty container that waits for its only job. `id` names its directory in `$run` and its

@@ -2,6 +2,8 @@
 //! namespaces, cgroup, filters. So a few wait with all of that done, each for its only job.
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -44,6 +46,14 @@ impl Pool {
             tracing::warn!(container = container.id(), "a waiting container was gone");
         }
         self.spawn()
+    }
+
+    /// A descriptor that is readable once the zygote has ended.
+    ///
+    /// # Errors
+    /// If this process may not have another descriptor.
+    pub fn zygote(&self) -> io::Result<OwnedFd> {
+        self.zygote.process().try_clone_to_owned()
     }
 
     /// Whether none waits.

@@ -229,14 +229,18 @@ fn a_job_that_ended_without_its_server_has_its_own_verdict() {
 }
 
 #[test]
-fn a_server_whose_zygote_is_gone_is_not_ready() {
+fn a_server_whose_zygote_is_gone_ends_and_loses_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
-    let server = Server::start_with(&dir.path().join("data"), "warm_containers = 0");
-    assert_eq!(server.get("/readyz").status, 200);
+    let data = dir.path().join("data");
+    let server = Server::start(&data);
+    let id = server.submit(&json!({"script": "sleep 1; echo done"}));
+    server.wait_for(&id, "running");
     send_signal("KILL", server.zygotes()[0]);
-    assert_eq!(server.run(&json!({"command": ["true"]}))["verdict"], "fault");
-    assert_eq!(server.get("/readyz").status, 503);
-    assert_eq!(server.get("/healthz").status, 200);
+    assert!(!server.ended().success());
+    let server = Server::start(&data);
+    let job = server.wait_for(&id, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(1)), "{job}");
+    assert_eq!(server.run(&json!({"command": ["true"]}))["verdict"], "success");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ use lazaret_sandbox::outcome::Outcome;
 use lazaret_sandbox::{Orphan, Settings, Zygote};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -217,6 +220,11 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
         stop: CancellationToken::new(),
     };
     let mut signals = Signals::catch()?;
+    let zygote = runner
+        .pool
+        .zygote()
+        .and_then(|zygote| AsyncFd::register_with_interest(zygote, Interest::READABLE));
+    let zygote = zygote.map_err(|error| CliError::Failed(error.to_string()))?;
     let (config, runner) = (Arc::new(config), Arc::new(runner));
     let socket = bind(config.listen).await?;
     let address = socket.local_addr().map_err(|error| CliError::Failed(error.to_string()))?;
@@ -227,13 +235,17 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
     say_address(address);
     let serve =
         listener::serve(socket, router, config.max_connections, &tasks.connections, &tasks.stop);
-    let drained = tokio::select! {
-        () = serve => Drained::Whole,
-        drained = drained(&mut signals, &tasks, config.drain_timeout) => drained,
+    let stop = async {
+        let code = reason_to_stop(&mut signals, &zygote).await;
+        (drained(&mut signals, &tasks, config.drain_timeout).await, code)
+    };
+    let (drained, code) = tokio::select! {
+        () = serve => (Drained::Whole, ExitCode::SUCCESS),
+        stopped = stop => stopped,
     };
     tasks.stop.cancel();
     if drained == Drained::CutShort {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     for tracker in [&tasks.connections, &tasks.store] {
         tracker.close();
@@ -241,7 +253,7 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
             tracing::warn!("gave up on what did not end in time");
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// Opens the store and has the API ready.
@@ -324,10 +336,22 @@ enum Drained {
     CutShort,
 }
 
-/// Waits for a signal, then for the running jobs, but not beyond a second signal or the time-out.
+/// Waits for a reason to stop; answers with the exit code.
+async fn reason_to_stop(signals: &mut Signals, zygote: &AsyncFd<OwnedFd>) -> ExitCode {
+    tokio::select! {
+        () = signals.next() => {
+            tracing::info!("draining: running jobs end, queued ones stay");
+            ExitCode::SUCCESS
+        }
+        _ = zygote.readable() => {
+            tracing::error!("the zygote has ended, so no job can start: draining, to be restarted");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for the running jobs, but not beyond a signal or the time-out.
 async fn drained(signals: &mut Signals, tasks: &Tasks, timeout: Duration) -> Drained {
-    signals.next().await;
-    tracing::info!("draining: running jobs end, queued ones stay");
     tasks.drain.cancel();
     tasks.jobs.close();
     tokio::select! {
