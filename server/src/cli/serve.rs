@@ -220,10 +220,9 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
         stop: CancellationToken::new(),
     };
     let mut signals = Signals::catch()?;
-    let zygote = runner
-        .pool
-        .zygote()
-        .and_then(|zygote| AsyncFd::register_with_interest(zygote, Interest::READABLE));
+    let zygote = runner.pool.zygote().and_then(|zygote| {
+        AsyncFd::register_with_interest(zygote, Interest::READABLE).map_err(io::Error::from)
+    });
     let zygote = zygote.map_err(|error| CliError::Failed(error.to_string()))?;
     let (config, runner) = (Arc::new(config), Arc::new(runner));
     let socket = bind(config.listen).await?;
