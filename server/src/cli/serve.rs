@@ -11,7 +11,6 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,10 +21,9 @@ use lazaret_sandbox::error::{Error, Stage};
 use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::outcome::Outcome;
 use lazaret_sandbox::{Orphan, Settings, Zygote};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -220,10 +218,7 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
         stop: CancellationToken::new(),
     };
     let mut signals = Signals::catch()?;
-    let zygote = runner.pool.zygote().and_then(|zygote| {
-        AsyncFd::register_with_interest(zygote, Interest::READABLE).map_err(io::Error::from)
-    });
-    let zygote = zygote.map_err(|error| CliError::Failed(error.to_string()))?;
+    let zygote_gone = watch_zygote(&runner).map_err(|error| CliError::Failed(error.to_string()))?;
     let (config, runner) = (Arc::new(config), Arc::new(runner));
     let socket = bind(config.listen).await?;
     let address = socket.local_addr().map_err(|error| CliError::Failed(error.to_string()))?;
@@ -235,7 +230,7 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
     let serve =
         listener::serve(socket, router, config.max_connections, &tasks.connections, &tasks.stop);
     let stop = async {
-        let code = reason_to_stop(&mut signals, &zygote).await;
+        let code = reason_to_stop(&mut signals, &zygote_gone).await;
         (drained(&mut signals, &tasks, config.drain_timeout).await, code)
     };
     let (drained, code) = tokio::select! {
@@ -335,15 +330,31 @@ enum Drained {
     CutShort,
 }
 
+/// Cancels the token when the zygote has ended. A thread of its own waits for that, until the end of
+/// this process: tokio takes only descriptors that are sockets or pipes without `unsafe`.
+fn watch_zygote(runner: &Runner) -> io::Result<CancellationToken> {
+    let zygote = runner.pool.zygote()?;
+    let gone = CancellationToken::new();
+    let tell = gone.clone();
+    std::thread::Builder::new().name("zygote-watch".into()).spawn(move || {
+        let mut fds = [PollFd::new(&zygote, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut fds, None)) {
+            Ok(_) => tell.cancel(),
+            Err(error) => tracing::error!(%error, "could not watch the zygote"),
+        }
+    })?;
+    Ok(gone)
+}
+
 /// Waits for a reason to stop; answers with the exit code.
-async fn reason_to_stop(signals: &mut Signals, zygote: &AsyncFd<OwnedFd>) -> ExitCode {
+async fn reason_to_stop(signals: &mut Signals, zygote_gone: &CancellationToken) -> ExitCode {
     tokio::select! {
         () = signals.next() => {
             tracing::info!("draining: running jobs end, queued ones stay");
             ExitCode::SUCCESS
         }
-        _ = zygote.readable() => {
-            tracing::error!("the zygote has ended, so no job can start: draining, to be restarted");
+        () = zygote_gone.cancelled() => {
+            tracing::error!("the zygote has ended: draining, to be started anew");
             ExitCode::FAILURE
         }
     }
