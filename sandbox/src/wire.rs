@@ -25,8 +25,11 @@ pub(crate) const MAX_SPEC_BYTES: usize = 256 << 20;
 pub(crate) const MAX_FRAME_BYTES: usize = 8 << 20;
 /// Descriptors that may travel with one frame.
 const MAX_DESCRIPTORS: usize = 8;
-/// One read from the socket.
-const READ_BYTES: usize = 64 << 10;
+/// One read from the socket, where no more is known to come: most messages are far shorter, and
+/// a process just forked pays for every page that it touches.
+const READ_BYTES: usize = 4 << 10;
+/// One read of what comes outside any frame.
+const RAW_READ_BYTES: usize = 64 << 10;
 const LENGTH_BYTES: usize = 4;
 
 /// One value as bytes, without a length in front.
@@ -128,6 +131,7 @@ impl Channel {
     /// The next bytes sent outside any frame, at most `max` of them; waits for at least one.
     pub(crate) fn recv_raw(&mut self, max: usize) -> io::Result<Vec<u8>> {
         if self.received.is_empty() {
+            self.received.reserve(max.min(RAW_READ_BYTES));
             self.fill(RecvFlags::empty())?;
         }
         let n = max.min(self.received.len());

@@ -330,8 +330,8 @@ enum Drained {
     CutShort,
 }
 
-/// Cancels the token when the zygote has ended. A thread of its own waits for that, until the end of
-/// this process: tokio takes only descriptors that are sockets or pipes without `unsafe`.
+/// Cancels the token when the zygote has ended. A thread of its own waits for that, until the end
+/// of this process: tokio takes only descriptors that are sockets or pipes without `unsafe`.
 fn watch_zygote(runner: &Runner) -> io::Result<CancellationToken> {
     let zygote = runner.pool.zygote()?;
     let gone = CancellationToken::new();
