@@ -1,11 +1,12 @@
 //! Frames between our own processes: the only serialization of this crate.
 //!
 //! ```text
-//! frame = length: u32 little-endian | body: postcard
+//! frame = length: u32 little-endian | descriptors: u8 | body: postcard
 //! ```
 //!
 //! A [`Channel`] is one end of a stream socket. Descriptors travel beside the first byte of the
-//! frame that they belong to (`SCM_RIGHTS`, unix(7)). A length beyond the receiver's cap ends the
+//! frame that they belong to (`SCM_RIGHTS`, unix(7)); a frame says how many are its own, because
+//! the kernel may hand over those of the next one with it. A length beyond the receiver's cap ends the
 //! conversation: it is a bug or an attack, never a long message.
 
 use std::collections::VecDeque;
@@ -31,6 +32,8 @@ const READ_BYTES: usize = 4 << 10;
 /// One read of what comes outside any frame.
 const RAW_READ_BYTES: usize = 64 << 10;
 const LENGTH_BYTES: usize = 4;
+/// The length, and the number of descriptors.
+const HEADER_BYTES: usize = LENGTH_BYTES + 1;
 
 /// One value as bytes, without a length in front.
 pub(crate) fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
@@ -61,7 +64,7 @@ impl Channel {
 
     /// Sends one frame with its descriptors, waiting while the socket is full.
     pub(crate) fn send(&self, value: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let frame = frame(value)?;
+        let frame = frame(value, fds.len())?;
         let mut sent = 0;
         while sent < frame.len() {
             let fds = if sent == 0 { fds } else { &[] };
@@ -139,24 +142,26 @@ impl Channel {
     }
 
     fn take_frame<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        let Some(length) = self.received.first_chunk::<LENGTH_BYTES>() else {
+        let Some(header) = self.received.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
-        let length = u32::from_le_bytes(*length) as usize;
+        let [length @ .., descriptors] = *header;
+        let length = u32::from_le_bytes(length) as usize;
         if length > self.max_frame_bytes {
             return Err(io::Error::new(
                 ErrorKind::InvalidData,
                 format!("a frame of {length} bytes, at most {} are accepted", self.max_frame_bytes),
             ));
         }
-        let end = LENGTH_BYTES + length;
+        let end = HEADER_BYTES + length;
         if self.received.len() < end {
             self.received.reserve(end - self.received.len());
             return Ok(None);
         }
-        let value = decode(&self.received[LENGTH_BYTES..end])?;
+        let value = decode(&self.received[HEADER_BYTES..end])?;
         self.received.drain(..end);
-        Ok(Some((value, self.descriptors.drain(..).collect())))
+        let own = usize::from(descriptors).min(self.descriptors.len());
+        Ok(Some((value, self.descriptors.drain(..own).collect())))
     }
 
     fn fill(&mut self, flags: RecvFlags) -> io::Result<()> {
@@ -196,13 +201,15 @@ impl AsFd for Channel {
     }
 }
 
-/// One value as a whole frame.
-pub(crate) fn frame(value: &impl Serialize) -> io::Result<Vec<u8>> {
+/// One value as a whole frame, with which so many descriptors travel.
+pub(crate) fn frame(value: &impl Serialize, descriptors: usize) -> io::Result<Vec<u8>> {
     let body = encode(value)?;
-    let length = u32::try_from(body.len())
-        .map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
-    let mut frame = Vec::with_capacity(LENGTH_BYTES + body.len());
+    let refused = |error| io::Error::new(ErrorKind::InvalidInput, error);
+    let length = u32::try_from(body.len()).map_err(refused)?;
+    let descriptors = u8::try_from(descriptors).map_err(refused)?;
+    let mut frame = Vec::with_capacity(HEADER_BYTES + body.len());
     frame.extend_from_slice(&length.to_le_bytes());
+    frame.push(descriptors);
     frame.extend_from_slice(&body);
     Ok(frame)
 }
@@ -258,6 +265,17 @@ mod tests {
         let mut byte = [0];
         rustix::io::read(&two, &mut byte).expect("read");
         assert_eq!(&byte, b"!");
+    }
+
+    #[test]
+    fn a_frame_has_its_own_descriptors_and_no_others() {
+        let (a, mut b) = channels(MAX_FRAME_BYTES);
+        let (one, two) = pair().expect("a socket pair");
+        a.send(&1_u8, &[]).expect("sent");
+        a.send(&2_u8, &[one.as_fd(), two.as_fd()]).expect("sent");
+        a.send(&3_u8, &[one.as_fd()]).expect("sent");
+        let mut next = || b.recv::<u8>().map(|(n, fds)| (n, fds.len())).expect("received");
+        assert_eq!([next(), next(), next()], [(1, 0), (2, 2), (3, 1)]);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Server {
     /// Tells an event, as soon as the socket takes it.
     pub(super) fn tell(&mut self, event: &Event) -> io::Result<()> {
         self.grown = None;
-        self.waiting.push_back(wire::frame(event)?);
+        self.waiting.push_back(wire::frame(event, 0)?);
         self.send_waiting()
     }
 
@@ -89,7 +89,7 @@ impl Server {
                 let Some(spool_bytes) = self.grown.take() else {
                     return Ok(());
                 };
-                self.waiting.push_back(wire::frame(&Event::Output { spool_bytes })?);
+                self.waiting.push_back(wire::frame(&Event::Output { spool_bytes }, 0)?);
             }
             let (Some(channel), Some(frame)) = (&self.channel, self.waiting.front()) else {
                 self.waiting.clear();
