@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! shim ── Order ──▶ init                         init ── Report ──▶ shim
-//!   Become(image, bounds, user)                    Prepared (+ the storage)
-//!   File(path, mode, length) + bytes               Done
+//!   Become(image, bounds, user, n)                 Prepared (+ the storage)
+//!   n × File(path, mode, length) + bytes           Built
 //!   Run(step) + stdin, stdout, stderr, gate        Ended(status)
 //!   Kill                                           Failed(stage, why)
 //! ```
@@ -26,11 +26,11 @@ use rustix::process::{Pid, WaitOptions};
 
 use crate::cgroup::Birth;
 use crate::clock;
-use crate::container::files::{make_workdir, write_file};
+use crate::container::files::{discard, make_workdir, write_file};
 use crate::container::idmap::INIT_ID;
 use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
 use crate::container::proc::Proc;
-use crate::container::rootfs::{HOST_NAME, Storage};
+use crate::container::rootfs::{Furniture, HOST_NAME, Storage};
 use crate::error::{At as _, Result, Stage};
 use crate::inherited::Inherited;
 use crate::orders::{Container, Ended, Exit, Order, Report, Step};
@@ -56,7 +56,8 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
     enter(birth)?;
     let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
     let proc = Proc::new().at(Stage::Proc)?;
-    let parked = Parked::new(inherited)?;
+    let parked = Parked::new(inherited, proc.user_limits().at(Stage::Proc)?.as_fd())?;
+    let furniture = storage.furnish(inherited.slot, (proc, inherited.covers)).at(Stage::Rootfs)?;
     shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
     let order = match shim.recv() {
@@ -69,11 +70,12 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
         return Err(io::Error::other("the first order was not to become a container"))
             .at(Stage::Init);
     };
-    let workdir = become_container(&container, inherited, &storage, &proc)?;
+    let built = become_container(&container, inherited, &storage, &furniture);
     // What keeps the storage is the shim's descriptor, out of reach of any step.
-    drop((storage, proc));
-    shim.send(&Report::Done, &[]).at(Stage::Init)?;
-    Init::new(container.user, workdir, parked)?.serve(shim, inherited)
+    drop((storage, furniture));
+    take_files(shim, &container, built)?;
+    shim.send(&Report::Built, &[]).at(Stage::Init)?;
+    Init::new(container.user, parked)?.serve(shim, inherited)
 }
 
 /// Comes to be in the container's cgroup, of which no descriptor is left then, and finishes the
@@ -112,27 +114,45 @@ fn become_container(
     container: &Container,
     inherited: &Inherited<'_>,
     storage: &Storage,
-    proc: &Proc,
+    furniture: &Furniture,
 ) -> Result<OwnedFd> {
-    let Inherited { slot, user_namespace, covers, .. } = *inherited;
+    let Inherited { slot, user_namespace, .. } = *inherited;
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
-    storage
-        .become_root(&container.rootfs, (slot, user_namespace), (proc, covers))
-        .at(Stage::Rootfs)?;
+    storage.become_root(&container.rootfs, user_namespace, furniture).at(Stage::Rootfs)?;
     // Still as the host's root: the owner of a directory of the host image has no id inside.
     let owner = |inner| slot.host_id(inner);
     let user = &container.user;
     let workdir = make_workdir(&container.workdir, (owner(user.uid), owner(user.gid)));
     let workdir = workdir.at(Stage::Files)?;
-    join_user_namespace(user_namespace, proc.user_limits.as_fd()).at(Stage::Privileges)?;
+    join_user_namespace(user_namespace).at(Stage::Privileges)?;
     restrict_init(user).at(Stage::Privileges)?;
     Ok(workdir)
+}
+
+/// Takes the job's files, which are on their way whatever has become of the container, and writes
+/// them into its working directory. Answers with the first failure.
+fn take_files(shim: &mut Channel, container: &Container, mut built: Result<OwnedFd>) -> Result<()> {
+    set_file_owner(&container.user);
+    for _ in 0..container.files {
+        let (order, _) = shim.recv().at(Stage::Init)?;
+        let Order::File { path, mode, bytes } = order else {
+            return Err(io::Error::other("fewer files came than were announced")).at(Stage::Init);
+        };
+        let source = (&mut *shim, bytes);
+        built = match built {
+            Ok(workdir) => {
+                write_file(workdir.as_fd(), &path, mode, source).at(Stage::Files).map(|()| workdir)
+            }
+            Err(error) => discard(source).at(Stage::Init).and(Err(error)),
+        };
+    }
+    set_file_owner(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() });
+    built.map(drop)
 }
 
 /// Init once it is the container.
 struct Init {
     user: User,
-    workdir: OwnedFd,
     children: SignalFd,
     /// What becomes the first step.
     parked: Option<Parked>,
@@ -141,13 +161,13 @@ struct Init {
 }
 
 impl Init {
-    fn new(user: User, workdir: OwnedFd, parked: Parked) -> Result<Self> {
+    fn new(user: User, parked: Parked) -> Result<Self> {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGCHLD);
         signals.thread_block().at(Stage::Init)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let children = SignalFd::with_flags(&signals, flags).at(Stage::Init)?;
-        Ok(Self { user, workdir, children, parked: Some(parked), main: None })
+        Ok(Self { user, children, parked: Some(parked), main: None })
     }
 
     /// Carries out orders until the shim closes its end.
@@ -155,13 +175,8 @@ impl Init {
         loop {
             while let Some((order, fds)) = receive(shim)? {
                 let Some(order) = order else { return Ok(()) };
-                let done = self.carry_out(order, fds, shim, inherited);
-                match done {
-                    Ok(None) => {}
-                    Ok(Some(report)) => shim.send(&report, &[]).at(Stage::Init)?,
-                    Err(error) => {
-                        shim.send(&Report::Failed(error.into()), &[]).at(Stage::Init)?;
-                    }
+                if let Err(error) = self.carry_out(order, fds, inherited) {
+                    shim.send(&Report::Failed(error.into()), &[]).at(Stage::Init)?;
                 }
             }
             if let Some(ended) = self.reap()? {
@@ -175,21 +190,14 @@ impl Init {
         &mut self,
         order: Order,
         fds: Vec<OwnedFd>,
-        shim: &mut Channel,
         inherited: &Inherited<'_>,
-    ) -> Result<Option<Report>> {
+    ) -> Result<()> {
         match order {
-            Order::Become(_) => {
+            Order::Become(_) | Order::File { .. } => {
                 Err(io::Error::other("a container is made once only")).at(Stage::Init)
             }
-            Order::File { path, mode, bytes } => {
-                set_file_owner(&self.user);
-                let written = write_file(self.workdir.as_fd(), &path, mode, (shim, bytes));
-                set_file_owner(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() });
-                written.at(Stage::Files).map(|()| Some(Report::Done))
-            }
-            Order::Run(step) => self.start(step, fds, inherited).map(|()| None),
-            Order::Kill => kill_all().map(|()| None),
+            Order::Run(step) => self.start(step, fds, inherited),
+            Order::Kill => kill_all(),
         }
     }
 

@@ -13,9 +13,10 @@ use crate::spec::{Rootfs, User};
 /// What the shim asks of init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Become the container; answered with `Done`.
+    /// Become the container. As many files follow as it says; all together are answered with
+    /// `Built`.
     Become(Container),
-    /// Write a file below the working directory; `bytes` raw bytes follow. Answered with `Done`.
+    /// Write a file below the working directory; `bytes` raw bytes follow.
     File { path: String, mode: u32, bytes: u64 },
     /// Run a step; the descriptors of [`Stdio`] travel along. Answered with `Ended`.
     Run(Step),
@@ -30,6 +31,8 @@ pub(crate) struct Container {
     pub(crate) user: User,
     pub(crate) workdir: String,
     pub(crate) disk_bytes: NonZeroU64,
+    /// How many orders to write a file follow.
+    pub(crate) files: usize,
 }
 
 /// One command to run.
@@ -47,8 +50,8 @@ pub(crate) struct Step {
 pub(crate) enum Report {
     /// Ready to become a container; the storage travels along.
     Prepared,
-    /// The order was carried out.
-    Done,
+    /// The container is the job's, with its files in place.
+    Built,
     /// The step's main process has ended, and nothing but init is left.
     Ended(Ended),
     /// The order could not be carried out.

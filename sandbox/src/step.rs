@@ -12,13 +12,15 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{Pid, chdir};
 use serde::{Deserialize, Serialize};
 
-use crate::container::privileges::{drop_capabilities, join, set_ids};
-use crate::container::rlimits::set_limits;
+use crate::container::privileges::{
+    drop_capabilities, forbid_namespaces, join, narrow_bounding_set, set_ids,
+};
+use crate::container::rlimits::set_open_files;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::inherited::Inherited;
@@ -83,13 +85,13 @@ struct Become {
 }
 
 impl Parked {
-    /// Forks the process and waits until it is parked.
-    pub(crate) fn new(inherited: &Inherited<'_>) -> Result<Self> {
+    /// Forks the process and waits until it is parked. `user_limits` is `/proc/sys/user`.
+    pub(crate) fn new(inherited: &Inherited<'_>, user_limits: BorrowedFd<'_>) -> Result<Self> {
         let (ours, theirs) = wire::pair().at(Stage::Step)?;
         match sys::fork(inherited.one_thread).at(Stage::Step)? {
             Fork::Child => {
                 drop(ours);
-                park(Channel::new(theirs, MAX_FRAME_BYTES), inherited)
+                park(Channel::new(theirs, MAX_FRAME_BYTES), inherited, user_limits)
             }
             Fork::Parent(pid) => {
                 drop(theirs);
@@ -112,8 +114,8 @@ impl Parked {
 }
 
 /// Lives as the parked process, in which nothing of the job is known.
-fn park(mut init: Channel, inherited: &Inherited<'_>) -> ! {
-    let parked = confine_ahead(inherited).map_err(Failure::from);
+fn park(mut init: Channel, inherited: &Inherited<'_>, user_limits: BorrowedFd<'_>) -> ! {
+    let parked = confine_ahead(inherited, user_limits).map_err(Failure::from);
     let told = init.send(&parked, &[]);
     if parked.is_err() || told.is_err() {
         sys::exit(125);
@@ -128,10 +130,12 @@ fn park(mut init: Channel, inherited: &Inherited<'_>) -> ! {
     }
 }
 
-fn confine_ahead(inherited: &Inherited<'_>) -> Result<()> {
+fn confine_ahead(inherited: &Inherited<'_>, user_limits: BorrowedFd<'_>) -> Result<()> {
     // The root of this process is changed with init's, its directory too if it is the root.
     chdir("/").at(Stage::Step)?;
     join(inherited.user_namespace).at(Stage::Privileges)?;
+    // For all that is ever in that namespace, while the files can still be written.
+    forbid_namespaces(user_limits).at(Stage::Privileges)?;
     confine(inherited.filters)
 }
 
@@ -148,9 +152,10 @@ pub(crate) fn main(step: &Step, user: &User, stdio: Stdio, filters: &Filters) ->
 }
 
 fn confine(filters: &Filters) -> Result<()> {
-    sys::reset_signals();
+    sys::let_signals_through();
     rustix::process::setsid().at(Stage::Step)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    narrow_bounding_set().at(Stage::Privileges)?;
     filters.install_on_step().at(Stage::Seccomp)
 }
 
@@ -173,7 +178,7 @@ fn set_up(stdio: [OwnedFd; 3], step: &Step, user: &User) -> Result<Program> {
     rustix::stdio::dup2_stdin(&stdin).at(Stage::Step)?;
     rustix::stdio::dup2_stdout(&stdout).at(Stage::Step)?;
     rustix::stdio::dup2_stderr(&stderr).at(Stage::Step)?;
-    set_limits(step.open_files).at(Stage::Rlimits)?;
+    set_open_files(step.open_files).at(Stage::Rlimits)?;
     set_ids(user).at(Stage::Privileges)?;
     drop_capabilities(user).at(Stage::Privileges)?;
     Ok(program)
@@ -254,10 +259,7 @@ fn number(error: &io::Error) -> i32 {
 }
 
 /// The descriptors in the order that [`Stdio`] expects them.
-pub(crate) fn descriptors<'a>(
-    stdio: &'a [OwnedFd; 3],
-    gate: &'a OwnedFd,
-) -> [std::os::fd::BorrowedFd<'a>; 4] {
+pub(crate) fn descriptors<'a>(stdio: &'a [OwnedFd; 3], gate: &'a OwnedFd) -> [BorrowedFd<'a>; 4] {
     let [stdin, stdout, stderr] = stdio;
     [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), gate.as_fd()]
 }

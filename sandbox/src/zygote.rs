@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::container::proc::Covers;
+use crate::container::rlimits::set_common_limits;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::handle::Container;
@@ -137,6 +138,8 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
     // A session of its own: what the terminal sends to the server is not for containers.
     rustix::process::setsid().at(Stage::Zygote)?;
     sys::name_process(c"lazaret-zygote").at(Stage::Zygote)?;
+    sys::reset_signals();
+    set_common_limits().at(Stage::Rlimits)?;
     std::fs::create_dir_all(&settings.run_dir)
         .context(|| format!("could not make `{}`", settings.run_dir.display()))
         .at(Stage::RunDirectory)?;

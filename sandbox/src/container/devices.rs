@@ -34,12 +34,12 @@ const LINKS: [(&str, &str); 5] = [
 const TTY_GROUP: u32 = 5;
 
 /// Makes `/dev` at `target`, with `shared_memory` as `/dev/shm`; `host_id` tells which host id an
-/// inner one is.
+/// inner one is. Answers with the mount that has the others below it.
 pub(crate) fn mount_devices(
     target: BorrowedFd<'_>,
     shared_memory: BorrowedFd<'_>,
     host_id: impl Fn(u32) -> u32,
-) -> io::Result<()> {
+) -> io::Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let options = [("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")];
     let dev = new_filesystem("tmpfs", &options, attributes)?;
@@ -52,7 +52,8 @@ pub(crate) fn mount_devices(
     // two directories stay reachable by their descriptors.
     attach(dev.as_fd(), target)?;
     attach(terminals(host_id(TTY_GROUP))?.as_fd(), pts.as_fd())?;
-    attach(shared_memory, shm.as_fd())
+    attach(shared_memory, shm.as_fd())?;
+    Ok(dev)
 }
 
 fn fill(dev: BorrowedFd<'_>, owner: u32) -> io::Result<()> {

@@ -40,26 +40,43 @@ pub(crate) fn make_workdir(path: &str, owner: (u32, u32)) -> io::Result<OwnedFd>
     }
 }
 
-/// Writes one file below `workdir`, its bytes read from `source`.
+/// Writes one file below `workdir`, its bytes read from `source`. Reads all of them, whether they
+/// have a place or not: what follows them is the next order.
 pub(crate) fn write_file(
     workdir: BorrowedFd<'_>,
     path: &str,
     mode: u32,
     (source, length): (&mut Channel, u64),
 ) -> io::Result<()> {
-    let opened = open_file(workdir, path, mode);
-    // The bytes are on their way, whether they have a place or not.
+    let file = match open_file(workdir, path, mode) {
+        Ok(file) => file,
+        Err(error) => return discard((source, length)).and(Err(error)),
+    };
+    let mut written = Ok(());
+    read_chunks((source, length), |chunk| {
+        if written.is_ok() {
+            written = write_all(&file, chunk);
+        }
+    })?;
+    written.context(|| format!("could not write `{path}`"))
+}
+
+/// Reads the bytes of a file that has no place.
+pub(crate) fn discard(source: (&mut Channel, u64)) -> io::Result<()> {
+    read_chunks(source, |_| {})
+}
+
+fn read_chunks(
+    (source, length): (&mut Channel, u64),
+    mut take: impl FnMut(&[u8]),
+) -> io::Result<()> {
     let mut left = usize::try_from(length).map_err(io::Error::other)?;
-    let mut written = opened.as_ref().map(|_| ()).map_err(|error| error.kind());
     while left > 0 {
         let chunk = source.recv_raw(left.min(CHUNK_BYTES))?;
         left -= chunk.len();
-        if let (Ok(file), Ok(())) = (&opened, &written) {
-            written = write_all(file, &chunk).map_err(|error| error.kind());
-        }
+        take(&chunk);
     }
-    opened?;
-    written.map_err(io::Error::from).context(|| format!("could not write `{path}`"))
+    Ok(())
 }
 
 fn open_file(workdir: BorrowedFd<'_>, path: &str, mode: u32) -> io::Result<OwnedFd> {

@@ -53,12 +53,8 @@ const NAMESPACE_LIMITS: [&str; 8] = [
 
 /// Joins the user namespace, as init, with all capabilities over it and none over the other
 /// namespaces, which belong to the host's root.
-pub(crate) fn join_user_namespace(
-    user_namespace: BorrowedFd<'_>,
-    user_limits: BorrowedFd<'_>,
-) -> io::Result<()> {
+pub(crate) fn join_user_namespace(user_namespace: BorrowedFd<'_>) -> io::Result<()> {
     join(user_namespace)?;
-    forbid_namespaces(user_limits)?;
     set_ids(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() })?;
     // After the last change of ids, which resets both (prctl(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -72,8 +68,9 @@ pub(crate) fn join(user_namespace: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Sets the limits of all namespaces below this one to none: a second lock beside seccomp. The
-/// files answer for the namespace of whoever opens them, so this comes after joining it.
-fn forbid_namespaces(user_limits: BorrowedFd<'_>) -> io::Result<()> {
+/// files, in `/proc/sys/user`, answer for the user namespace of whoever opens them, so this comes
+/// after joining it.
+pub(crate) fn forbid_namespaces(user_limits: BorrowedFd<'_>) -> io::Result<()> {
     for name in NAMESPACE_LIMITS {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         match rustix::fs::openat(user_limits, name, flags, Mode::empty()) {
@@ -113,20 +110,11 @@ pub(crate) fn set_ids(user: &User) -> io::Result<()> {
 }
 
 /// Leaves the step without capabilities, for good; a step of root keeps those of
-/// [`ROOT_CAPABILITIES`] inside its user namespace.
+/// [`ROOT_CAPABILITIES`] inside its user namespace. The bounding set was narrowed to these before.
 pub(crate) fn drop_capabilities(user: &User) -> io::Result<()> {
     let kept = capabilities_of(user);
-    for bit in 0..u64::BITS {
-        let capability = CapabilitySet::from_bits_retain(1 << bit);
-        if kept.contains(capability) {
-            continue;
-        }
-        match remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            // The first number beyond the last capability of this kernel.
-            Err(rustix::io::Errno::INVAL) => break,
-            Err(error) => return Err(error.into()),
-        }
+    for capability in ROOT_CAPABILITIES.difference(kept).iter() {
+        remove_capability_from_bounding_set(capability)?;
     }
     if user.uid != 0 {
         set_capabilities_secure_bits(
@@ -143,6 +131,23 @@ pub(crate) fn drop_capabilities(user: &User) -> io::Result<()> {
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)?;
     Ok(set_no_new_privs(true)?)
+}
+
+/// Takes out of the bounding set what no step keeps, whoever its user is.
+pub(crate) fn narrow_bounding_set() -> io::Result<()> {
+    for bit in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if ROOT_CAPABILITIES.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // The first number beyond the last capability of this kernel.
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Files made from here on belong to `user`, while the process keeps its own ids.

@@ -51,8 +51,6 @@ const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "mtrr", "sys"];
 #[derive(Debug)]
 pub(crate) struct Proc {
     mount: OwnedFd,
-    /// `/proc/sys/user`, opened while it could still be written: see `forbid_namespaces`.
-    pub(crate) user_limits: OwnedFd,
 }
 
 impl Proc {
@@ -60,21 +58,26 @@ impl Proc {
     pub(crate) fn new() -> io::Result<Self> {
         let attributes = PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let mount = new_filesystem("proc", &[("hidepid", "invisible")], attributes)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let user_limits = openat(&mount, "sys/user", flags, Mode::empty())
-            .context(|| "could not open `/proc/sys/user`".into())?;
         bound_sockets(mount.as_fd())?;
-        Ok(Self { mount, user_limits })
+        Ok(Self { mount })
+    }
+
+    /// `/proc/sys/user`, opened while it can still be written: see `forbid_namespaces`.
+    pub(crate) fn user_limits(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&self.mount, "sys/user", flags, Mode::empty())
+            .context(|| "could not open `/proc/sys/user`".into())
     }
 
     /// Attaches it at `target` and covers what a container must not see or write. `empty` is a
-    /// read-only mount that holds an empty file `file` and an empty directory `directory`.
+    /// read-only mount that holds an empty file `file` and an empty directory `directory`. Answers
+    /// with the mount that has all the others below it.
     pub(crate) fn attach(
-        &self,
+        self,
         target: BorrowedFd<'_>,
         empty: BorrowedFd<'_>,
         covers: &Covers,
-    ) -> io::Result<()> {
+    ) -> io::Result<OwnedFd> {
         attach(self.mount.as_fd(), target)?;
         let proc = self.mount.as_fd();
         for (name, cover) in &covers.masked {
@@ -88,7 +91,7 @@ impl Proc {
             attach_at(cover.as_fd(), (proc, name))
                 .context(|| format!("could not make `/proc/{name}` read-only"))?;
         }
-        Ok(())
+        Ok(self.mount)
     }
 }
 

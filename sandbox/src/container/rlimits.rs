@@ -14,11 +14,11 @@ const PENDING_SIGNALS: u64 = 512;
 /// POSIX message queues of the step's user (mq_overview(7)).
 const MESSAGE_QUEUE_BYTES: u64 = 819_200;
 
-/// Sets every limit, soft and hard alike. Never `RLIMIT_AS`: JVM, Go and Node reserve far more
+/// Sets the limits that are the same for every step, on the zygote, from which all inherit them:
+/// what they bound, the sandbox does not need. Never `RLIMIT_AS`: JVM, Go and Node reserve far more
 /// address space than they use.
-pub(crate) fn set_limits(open_files: NonZeroU32) -> io::Result<()> {
+pub(crate) fn set_common_limits() -> io::Result<()> {
     let limits = [
-        (Resource::Nofile, u64::from(open_files.get())),
         // 0 would still start a piped core handler; 1 does not (core(5)).
         (Resource::Core, 1),
         (Resource::Memlock, LOCKED_BYTES),
@@ -28,10 +28,17 @@ pub(crate) fn set_limits(open_files: NonZeroU32) -> io::Result<()> {
         (Resource::Rtprio, 0),
         (Resource::Stack, STACK_BYTES),
     ];
-    for (resource, value) in limits {
-        // A hard limit that our own parent has lowered cannot rise again, and needs not.
-        let value = getrlimit(resource).maximum.map_or(value, |maximum| value.min(maximum));
-        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })?;
-    }
-    Ok(())
+    limits.into_iter().try_for_each(|(resource, value)| set(resource, value))
+}
+
+/// Sets the limit that is the step's own.
+pub(crate) fn set_open_files(open_files: NonZeroU32) -> io::Result<()> {
+    set(Resource::Nofile, u64::from(open_files.get()))
+}
+
+/// Sets a limit, soft and hard alike. One that our own parent has lowered cannot rise again, and
+/// needs not.
+fn set(resource: Resource, value: u64) -> io::Result<()> {
+    let value = getrlimit(resource).maximum.map_or(value, |maximum| value.min(maximum));
+    Ok(setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })?)
 }

@@ -5,6 +5,7 @@
 //! storage (tmpfs, bounded)
 //! ├─ upper, work     the overlay's writable layer
 //! ├─ tmp, shm        shown as /tmp and /dev/shm
+//! ├─ proc, dev       where /proc and /dev are furnished, and wait for the root
 //! ├─ init            topmost read-only layer: mount points, /etc/hosts and its like
 //! ├─ empty           what /proc is masked with
 //! ├─ lower/0, 1, …   the image's layers, id-mapped, the topmost first
@@ -29,8 +30,8 @@ use rustix::mount::{
 use super::devices::mount_devices;
 use super::idmap::Slot;
 use super::mounts::{
-    PLAIN, attach, bind_read_only, clone_tree, make_directory, new_filesystem, open_directory,
-    place, set_attributes,
+    PLAIN, attach, bind_read_only, clone_tree, clone_tree_at, make_directory, new_filesystem,
+    open_directory, place, set_attributes,
 };
 use super::proc::{Covers, Proc};
 use crate::error::Context;
@@ -53,6 +54,15 @@ pub(crate) struct Storage {
     root: OwnedFd,
     /// A read-only mount of `empty`; what is cloned from it is read-only, too.
     empty: OwnedFd,
+}
+
+/// What every container has besides its image, mounted before the image is known: each is a mount
+/// that only has to be moved into the root.
+#[derive(Debug)]
+pub(crate) struct Furniture {
+    proc: OwnedFd,
+    dev: OwnedFd,
+    tmp: OwnedFd,
 }
 
 impl Storage {
@@ -90,12 +100,28 @@ impl Storage {
             .context(|| format!("could not resize the storage to `{disk_bytes}` bytes"))
     }
 
-    /// Makes the image the root of this mount namespace and lets go of the host's.
+    /// Mounts what every container has besides its image. The trees stand in the storage until
+    /// they are moved: before Linux 6.15 nothing can be mounted below a detached one.
+    pub(crate) fn furnish(
+        &self,
+        slot: &Slot,
+        (proc, covers): (Proc, &Covers),
+    ) -> io::Result<Furniture> {
+        let place = open_directory(self.root.as_fd(), "proc")?;
+        let proc = proc.attach(place.as_fd(), self.empty.as_fd(), covers)?;
+        let shm = clone_tree_at(self.root.as_fd(), Path::new("shm"))?;
+        let place = open_directory(self.root.as_fd(), "dev")?;
+        let dev = mount_devices(place.as_fd(), shm.as_fd(), |inner| slot.host_id(inner))?;
+        let tmp = clone_tree_at(self.root.as_fd(), Path::new("tmp"))?;
+        Ok(Furniture { proc, dev, tmp })
+    }
+
+    /// Makes the image the root of this mount namespace, furnished, and lets go of the host's.
     pub(crate) fn become_root(
         &self,
         rootfs: &Rootfs,
-        (slot, user_namespace): (&Slot, BorrowedFd<'_>),
-        (proc, covers): (&Proc, &Covers),
+        user_namespace: BorrowedFd<'_>,
+        furniture: &Furniture,
     ) -> io::Result<()> {
         let id_map = rootfs.is_id_mapped.then_some(user_namespace);
         let lower = self.attach_layers(rootfs, id_map)?;
@@ -105,12 +131,11 @@ impl Storage {
             bind_read_only((rustix::fs::CWD, &bind.source), target.as_fd())
                 .context(|| format!("could not show `{}`", bind.source.display()))?;
         }
-        proc.attach(place(merged.as_fd(), Path::new("proc"))?.as_fd(), self.empty.as_fd(), covers)?;
-        let tmp = self.clone_directory("tmp")?;
-        attach(tmp.as_fd(), place(merged.as_fd(), Path::new("tmp"))?.as_fd())?;
-        let shm = self.clone_directory("shm")?;
-        let dev = place(merged.as_fd(), Path::new("dev"))?;
-        mount_devices(dev.as_fd(), shm.as_fd(), |inner| slot.host_id(inner))?;
+        let Furniture { proc, dev, tmp } = furniture;
+        for (name, mount) in [("proc", proc), ("dev", dev), ("tmp", tmp)] {
+            attach(mount.as_fd(), place(merged.as_fd(), Path::new(name))?.as_fd())
+                .context(|| format!("could not mount `/{name}`"))?;
+        }
         change_root(merged.as_fd())
     }
 
@@ -148,11 +173,6 @@ impl Storage {
         attach(merged.as_fd(), target.as_fd())?;
         Ok(merged)
     }
-
-    /// A mount of one directory of the storage.
-    fn clone_directory(&self, name: &str) -> io::Result<OwnedFd> {
-        super::mounts::clone_tree_at(self.root.as_fd(), Path::new(name))
-    }
 }
 
 /// pivot_root(2) with the old root stacked on the new one, so that no directory is needed for it.
@@ -168,7 +188,7 @@ fn lay_out(root: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
     for (name, mode) in [("upper", 0o755), ("tmp", 0o1777), ("shm", 0o1777)] {
         make_directory(root, name, mode, owner)?;
     }
-    for name in ["work", "lower", "merged"] {
+    for name in ["work", "lower", "merged", "proc", "dev"] {
         make_directory(root, name, 0o755, 0)?;
     }
     make_directory(root, "empty", 0o755, 0)?;

@@ -1,16 +1,18 @@
 //! The filters that every step runs under, compiled once from the rules in `seccomp/`.
 //!
-//! | filter | a call that matches | any other call | installed by |
+//! | rules | a call that matches | any other call | installed by |
 //! |---|---|---|---|
 //! | `allow.json` | goes on | `ENOSYS`: libcs fall back to what they know | the zygote |
-//! | `absent.json` | `ENOSYS` | goes on | the step |
-//! | `sockets.json` | `EAFNOSUPPORT` | goes on | the step |
 //! | `refuse.json` | `EPERM` | goes on | the step |
+//! | `sockets.json` | `EAFNOSUPPORT` | goes on | the step |
+//! | `absent.json` | `ENOSYS` | goes on | the step |
 //!
-//! Where several answer with an error, that of the filter installed last counts (seccomp(2)). The
-//! long list is dear (the kernel takes 0.6 ms to translate it and to try every number on it) and
-//! is inherited for nothing, so it is installed once, on the zygote. What shims and inits need to
-//! make containers stands in it too; each step is refused that by one of the others.
+//! Where several answer with an error, the first of the step's counts, and each of those before
+//! that of the zygote, which was installed earlier (seccomp(2)). The long list is dear (the kernel
+//! takes 0.6 ms to translate it and to try every number on it) and is inherited for nothing, so it
+//! is installed once, on the zygote. What shims and inits need to make containers stands in it too;
+//! each step is refused that by one of the others. Those are one program, because the kernel takes
+//! its time for every one that it is given.
 //!
 //! All of them end a process that enters the kernel through another architecture's calls, since
 //! `int 0x80` would walk round rules for 64-bit arguments. Arguments that the kernel reads as
@@ -18,7 +20,7 @@
 
 use std::io;
 
-use seccompiler::{BpfProgram, TargetArch, apply_filter, compile_from_json};
+use seccompiler::{BpfProgram, SeccompAction, TargetArch, apply_filter, compile_from_json};
 
 const ALLOW: (&str, &str) = ("allow", include_str!("../seccomp/allow.json"));
 const ABSENT: (&str, &str) = ("absent", include_str!("../seccomp/absent.json"));
@@ -29,9 +31,8 @@ const REFUSE: (&str, &str) = ("refuse", include_str!("../seccomp/refuse.json"));
 #[derive(Debug, Clone)]
 pub(crate) struct Filters {
     allow: BpfProgram,
-    absent: BpfProgram,
-    sockets: BpfProgram,
-    refuse: BpfProgram,
+    /// `refuse`, `sockets` and `absent`, in this order.
+    step: BpfProgram,
 }
 
 impl Filters {
@@ -44,12 +45,8 @@ impl Filters {
             let missing = || io::Error::other(format!("no rules are called `{name}`"));
             programs.remove(name).ok_or_else(missing)
         };
-        Ok(Self {
-            allow: compile(ALLOW)?,
-            absent: compile(ABSENT)?,
-            sockets: compile(SOCKETS)?,
-            refuse: compile(REFUSE)?,
-        })
+        let step = chain([compile(REFUSE)?, compile(SOCKETS)?, compile(ABSENT)?])?;
+        Ok(Self { allow: compile(ALLOW)?, step })
     }
 
     /// Confines the zygote, and with it all that descends from it, to the calls that are known to
@@ -60,10 +57,30 @@ impl Filters {
 
     /// Refuses a step, and all that it becomes, what only those before it needed.
     pub(crate) fn install_on_step(&self) -> io::Result<()> {
-        apply_filter(&self.absent).map_err(io::Error::other)?;
-        apply_filter(&self.sockets).map_err(io::Error::other)?;
-        apply_filter(&self.refuse).map_err(io::Error::other)
+        apply_filter(&self.step).map_err(io::Error::other)
     }
+}
+
+/// One program that runs several, each for the calls that those before it let go on: instead of
+/// that they jump to its start.
+fn chain(programs: [BpfProgram; 3]) -> io::Result<BpfProgram> {
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
+    let goes_on = u32::from(SeccompAction::Allow);
+    let last = programs.len() - 1;
+    let mut whole = BpfProgram::new();
+    for (number, mut program) in programs.into_iter().enumerate() {
+        let length = program.len();
+        for (place, instruction) in program.iter_mut().enumerate() {
+            if number < last && u32::from(instruction.code) == RETURN && instruction.k == goes_on {
+                instruction.code = u16::try_from(JUMP).map_err(io::Error::other)?;
+                // Counted from the instruction after this one.
+                instruction.k = u32::try_from(length - place - 1).map_err(io::Error::other)?;
+            }
+        }
+        whole.append(&mut program);
+    }
+    Ok(whole)
 }
 
 #[cfg(test)]
@@ -106,7 +123,7 @@ mod tests {
     fn the_rules_compile() {
         let filters = Filters::compile().expect("programs");
         // BPF_MAXINSNS: the kernel refuses longer programs.
-        for program in [&filters.allow, &filters.absent, &filters.sockets, &filters.refuse] {
+        for program in [&filters.allow, &filters.step] {
             assert!((1..=4096).contains(&program.len()));
         }
     }

@@ -68,14 +68,16 @@ impl Container {
         (Uid::from_raw(host_id(user.uid)), Gid::from_raw(host_id(user.gid)))
     }
 
-    /// Has init become the job's container, with its files in place.
-    pub(super) fn become_job(&mut self, spec: &ContainerSpec) -> Result<()> {
-        self.carry_out(&Order::Become(orders::Container {
+    /// Orders init to become the job's container, with its files in place.
+    pub(super) fn order_build(&self, spec: &ContainerSpec) -> Result<()> {
+        let order = Order::Become(orders::Container {
             rootfs: spec.rootfs.clone(),
             user: spec.user.clone(),
             workdir: spec.workdir.clone(),
             disk_bytes: spec.disk_bytes,
-        }))?;
+            files: spec.files.len(),
+        });
+        self.init.send(&order, &[]).at(Stage::Init)?;
         for file in &spec.files {
             let order = Order::File {
                 path: file.path.clone(),
@@ -84,19 +86,14 @@ impl Container {
             };
             self.init.send(&order, &[]).at(Stage::Init)?;
             self.init.send_raw(&file.content).at(Stage::Init)?;
-            self.await_done()?;
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, order: &Order) -> Result<()> {
-        self.init.send(order, &[]).at(Stage::Init)?;
-        self.await_done()
-    }
-
-    fn await_done(&mut self) -> Result<()> {
+    /// Waits until that is done.
+    pub(super) fn await_built(&mut self) -> Result<()> {
         match self.report()? {
-            (Report::Done, _) => Ok(()),
+            (Report::Built, _) => Ok(()),
             (report, _) => Err(unexpected(&report)),
         }
     }

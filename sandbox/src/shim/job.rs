@@ -19,6 +19,8 @@ pub(super) struct Job<'a> {
     pub(super) cores: u64,
     /// When its first program was executed.
     pub(super) started: Option<Duration>,
+    /// Init was told to become the job's container: before the first step that is not left out.
+    pub(super) is_built: bool,
     /// The steps that have ended.
     pub(super) steps: Vec<StepOutcome>,
     /// Nothing more can run: the container was killed.

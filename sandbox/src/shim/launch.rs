@@ -35,15 +35,12 @@ pub(super) enum Launch {
 
 /// Bounds the step's memory and processes, has init fork it, and waits until it is set up.
 pub(super) fn launch(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<Launch> {
-    // Those of the first step hold already: the container was built within them.
-    if index > 0 {
-        match job.container.leaf.bound_memory_and_pids(&step.limits) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-                return Ok(Launch::Ended(unrun::does_not_fit(job, step)));
-            }
-            Err(error) => return Err(error).at(Stage::Cgroup),
+    match job.container.leaf.bound_memory_and_pids(&step.limits) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+            return Ok(Launch::Ended(unrun::does_not_fit(job, step)));
         }
+        Err(error) => return Err(error).at(Stage::Cgroup),
     }
     match fork_and_set_up(job, step) {
         Ok((launched, None)) => Ok(Launch::AtGate(launched)),
@@ -55,8 +52,24 @@ pub(super) fn launch(job: &mut Job<'_>, index: u16, step: &StepSpec) -> Result<L
     }
 }
 
-/// The step at the gate, or why it could not enter its working directory.
+/// The step at the gate, or why it could not enter its working directory. The first one's container
+/// is built on the way, within that step's limits: init has all its orders at once, and carries
+/// them out while this process does its own part.
 fn fork_and_set_up(job: &mut Job<'_>, step: &StepSpec) -> Result<(Launched, Option<i32>)> {
+    let is_first = !std::mem::replace(&mut job.is_built, true);
+    if is_first {
+        job.container.order_build(job.spec)?;
+    }
+    let mut launched = order_run(job, step)?;
+    if is_first {
+        job.container.await_built()?;
+    }
+    let no_workdir = await_ready(&mut launched.gate)?;
+    Ok((launched, no_workdir))
+}
+
+/// Orders init to run the step.
+fn order_run(job: &Job<'_>, step: &StepSpec) -> Result<Launched> {
     let (stdin_read, stdin) = pipe(End::Write).at(Stage::Step)?;
     let (stdout, stdout_write) = pipe(End::Read).at(Stage::Step)?;
     let (stderr, stderr_write) = pipe(End::Read).at(Stage::Step)?;
@@ -74,10 +87,7 @@ fn fork_and_set_up(job: &mut Job<'_>, step: &StepSpec) -> Result<(Launched, Opti
         open_files: step.limits.open_files,
     });
     job.container.init.send(&order, &descriptors(&stdio, &gate_of_step)).at(Stage::Init)?;
-    drop((stdio, gate_of_step));
-    let mut gate = Channel::new(gate, MAX_FRAME_BYTES);
-    let no_workdir = await_ready(&mut gate)?;
-    Ok((Launched { gate, stdin, stdout, stderr }, no_workdir))
+    Ok(Launched { gate: Channel::new(gate, MAX_FRAME_BYTES), stdin, stdout, stderr })
 }
 
 fn await_ready(gate: &mut Channel) -> Result<Option<i32>> {

@@ -212,6 +212,7 @@ fn run(
         server,
         cores,
         started: None,
+        is_built: false,
         steps: Vec::new(),
         is_over: false,
         is_cut_short: false,
@@ -271,22 +272,7 @@ impl Job<'_> {
             self.is_over = true;
             return Ok(not_run(step, Verdict::Cancelled));
         }
-        if index == 0
-            && let Some(outcome) = self.become_job(step)?
-        {
-            self.is_over = true;
-            return Ok(outcome);
-        }
         running::run(self, index, step)
-    }
-
-    /// Has the container become the job's. An outcome if that already met a limit.
-    fn become_job(&mut self, first: &StepSpec) -> Result<Option<StepOutcome>> {
-        self.container.leaf.bound_memory_and_pids(&first.limits).at(Stage::Cgroup)?;
-        match self.container.become_job(self.spec) {
-            Ok(()) => Ok(None),
-            Err(error) => unrun::met_limit(self, first, &error)?.ok_or(error).map(Some),
-        }
     }
 
     fn end_step(&mut self, index: u16, outcome: StepOutcome) -> Result<()> {

@@ -198,7 +198,7 @@ impl<'j, 's> Running<'j, 's> {
         match self.job.container.init.try_recv() {
             Ok(Some((Report::Ended(ended), _))) => self.ended = Some(ended),
             Ok(Some((Report::Failed(failure), _))) => return Err(failure.into()),
-            Ok(Some((report @ (Report::Prepared | Report::Done), _))) => {
+            Ok(Some((report @ (Report::Prepared | Report::Built), _))) => {
                 return Err(io::Error::other(format!("init answered `{report:?}`")))
                     .at(Stage::Init);
             }

@@ -11,6 +11,6 @@ pub(crate) use fd::close_on_exec_from;
 pub(crate) use mount::{MountAttributes, set_mount_attributes};
 pub(crate) use net::raise_loopback;
 pub(crate) use process::{
-    Fork, Namespaces, OneThread, Sleeper, clone_process, exec, exit, fork, name_process,
-    reset_signals,
+    Fork, Namespaces, OneThread, Sleeper, clone_process, exec, exit, fork, let_signals_through,
+    name_process, reset_signals,
 };

@@ -193,25 +193,34 @@ struct KernelSigaction {
     mask: u64,
 }
 
-/// Gives every signal its default action and lets all through: execve(2) keeps what is ignored
-/// and blocked, and Rust's runtime ignores `SIGPIPE`. The kernel is asked directly, because glibc
-/// keeps two signals to itself and whoever started us may have them ignored.
+/// Gives every signal but `SIGPIPE` its default action, for all that descend from this process:
+/// whoever started us may have some ignored, and execve(2) keeps what is. `SIGPIPE` stays ignored,
+/// as Rust's runtime has it, for those of them that write to pipes.
 pub(crate) fn reset_signals() {
     const SIGNALS: i32 = 64;
+    (1..=SIGNALS).filter(|signal| *signal != libc::SIGPIPE).for_each(reset_signal);
+}
+
+/// The kernel is asked directly, because glibc keeps two signals to itself.
+fn reset_signal(signal: i32) {
     let default = KernelSigaction::default();
-    for signal in 1..=SIGNALS {
-        // SAFETY: `default` is a valid sigaction for a mask of the given size, and outlives the
-        // call. SIGKILL and SIGSTOP refuse with EINVAL, and have their default action already.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                ptr::from_ref(&default),
-                ptr::null_mut::<KernelSigaction>(),
-                size_of::<u64>(),
-            )
-        };
-    }
+    // SAFETY: `default` is a valid sigaction for a mask of the given size, and outlives the call.
+    // SIGKILL and SIGSTOP refuse with EINVAL, and have their default action already.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            ptr::from_ref(&default),
+            ptr::null_mut::<KernelSigaction>(),
+            size_of::<u64>(),
+        )
+    };
+}
+
+/// Gives `SIGPIPE` its default action, too, and lets all signals through: execve(2) keeps what is
+/// ignored and blocked.
+pub(crate) fn let_signals_through() {
+    reset_signal(libc::SIGPIPE);
     let masked = nix::sys::signal::SigSet::empty().thread_set_mask();
     debug_assert!(masked.is_ok(), "sigprocmask of a valid set cannot fail");
 }

@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_failed_step_leaves_the_rest_out,
     a_step_may_be_allowed_to_fail,
     conditions_decide_what_runs_after_a_failure,
+    the_first_step_may_be_left_out,
     a_step_over_its_limit_leaves_the_container_to_those_that_always_run,
     a_job_that_could_not_go_on_is_no_success,
     files_that_the_image_does_not_allow_are_a_failure,
@@ -70,6 +71,15 @@ fn conditions_decide_what_runs_after_a_failure(sandbox: &Sandbox) {
         spec.steps[2].when = When::Always;
         assert_eq!(verdicts(&sandbox.run(spec)), expected);
     }
+}
+
+fn the_first_step_may_be_left_out(sandbox: &Sandbox) {
+    let mut spec = with_steps(sandbox, &["echo failed", "cat x"]);
+    spec.steps[0].when = When::Failure;
+    spec.files = vec![file("x", "there")];
+    let ran = sandbox.run(spec);
+    assert_eq!(verdicts(&ran), [Verdict::Skipped, Verdict::Success], "{:?}", ran.outcome);
+    assert_eq!(ran.stdout(1), "there");
 }
 
 fn a_step_over_its_limit_leaves_the_container_to_those_that_always_run(sandbox: &Sandbox) {

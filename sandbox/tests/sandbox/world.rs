@@ -38,7 +38,7 @@ fn it_is_an_ordinary_user_without_capabilities(sandbox: &Sandbox) {
     let none = "0000000000000000";
     let expected = format!(
         "1000\n1000\nCapInh:\t{none}\nCapPrm:\t{none}\nCapEff:\t{none}\nCapBnd:\t{none}\nCapAmb:\t\
-         {none}\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t4\n"
+         {none}\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t2\n"
     );
     assert_eq!(status, expected);
 }
