@@ -128,7 +128,7 @@ pub fn parse_verdict(word: &str) -> Result<Verdict, UnknownWord> {
 }
 
 /// A job as it is stored, without its files.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     /// Its name.
     pub id: JobId,

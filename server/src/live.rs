@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{JobId, State};
+use crate::job::{Job, JobId, State};
 
 /// Where an unfinished job is, as far as waking needs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// Its state, never ahead of the store.
     pub state: State,
@@ -18,6 +18,9 @@ pub struct Progress {
     pub attempt: u32,
     /// Rises with every change that the store has.
     pub changes: u32,
+    /// What the store said when it finished the job, for those who wait for that: they need not ask
+    /// once more.
+    pub finished: Option<Arc<Job>>,
 }
 
 /// A job that is not finished.
@@ -33,7 +36,15 @@ impl LiveJob {
     pub fn moved(&self, state: State, attempt: u32) {
         self.progress.send_modify(|progress| {
             let changes = progress.changes.wrapping_add(1);
-            *progress = Progress { state, attempt, changes };
+            *progress = Progress { state, attempt, changes, finished: None };
+        });
+    }
+
+    fn finished(&self, job: Job) {
+        self.progress.send_modify(|progress| {
+            let changes = progress.changes.wrapping_add(1);
+            let (state, attempt) = (job.state, job.attempt);
+            *progress = Progress { state, attempt, changes, finished: Some(Arc::new(job)) };
         });
     }
 
@@ -63,7 +74,7 @@ pub struct Live {
 impl Live {
     /// Makes a job known, before the store has it: so nobody who finds it there can miss a wake.
     pub fn enter(&self, id: JobId, state: State, attempt: u32) -> LiveJob {
-        let progress = Progress { state, attempt, changes: 0 };
+        let progress = Progress { state, attempt, changes: 0, finished: None };
         let job = LiveJob {
             progress: Arc::new(watch::Sender::new(progress)),
             cancel: CancellationToken::new(),
@@ -78,7 +89,17 @@ impl Live {
         self.lock().get(&id).cloned()
     }
 
-    /// Forgets a job, after the store has it finished. Whoever waits is woken.
+    /// Forgets a job that an attempt has ended, after the store has it finished. Whoever waits is
+    /// woken.
+    pub fn finish(&self, finished: Job) {
+        let left = self.lock().remove(&finished.id);
+        if let Some(job) = left {
+            job.finished(finished);
+        }
+    }
+
+    /// Forgets a job that has ended in another way, after the store has it finished. Whoever waits
+    /// is woken.
     pub fn leave(&self, id: JobId, attempt: u32) {
         let left = self.lock().remove(&id);
         if let Some(job) = left {

@@ -49,8 +49,8 @@ pub struct Claimed {
     pub attempt: u32,
     /// What is run.
     pub spec: Arc<JobSpec>,
-    /// What it brings along.
-    pub inputs: Inputs,
+    /// What it brings along. Shared with the store until that has it.
+    pub inputs: Arc<Inputs>,
 }
 
 /// An attempt that has ended, and is not stored yet.
@@ -213,6 +213,7 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<(Container, Hold)
     };
     let hold = runner.images.hold(&image)?;
     let mut container = runner.pool.take()?;
+    let inputs = Arc::unwrap_or_clone(inputs);
     let asked = spec.container(id.to_string(), runner.images.rootfs(&image), inputs);
     container.start(asked, spool.as_fd())?;
     Ok((container, hold))

@@ -126,8 +126,12 @@ async fn finished_within(api: &Api, id: JobId, wait: Duration) -> Result<Job, Pr
     let wake = api.dispatch.live().get(id).map(|job| job.subscribe());
     if let Some(mut wake) = wake.filter(|_| !wait.is_zero()) {
         let finished = wake.wait_for(|progress| progress.state == job::State::Finished);
-        // Over time, or finished: both are seen in the store.
-        drop(tokio::time::timeout(wait, finished).await);
+        if let Ok(Ok(progress)) = tokio::time::timeout(wait, finished).await
+            && let Some(job) = &progress.finished
+        {
+            return Ok(Job::clone(job));
+        }
+        // Over time, or ended without an attempt: both are seen in the store.
     }
     find(api, id).await
 }

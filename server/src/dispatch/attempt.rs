@@ -4,19 +4,45 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazaret_sandbox::outcome::Verdict;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Inner;
 use crate::clock;
 use crate::job::{JobId, MAX_ATTEMPTS, State};
 use crate::live::LiveJob;
-use crate::runner::{self, Claimed, Ended};
+use crate::runner::{self, Claimed, Ended, Running};
 use crate::store::{Effect, FinishedAttempt, KeptLog, StoreError};
 
 /// How long a claim or a verdict waits before the store is asked once more, at first and at most: a
 /// full disk is mended by people.
 const FIRST_STORE_RETRY: Duration = Duration::from_millis(100);
 const LAST_STORE_RETRY: Duration = Duration::from_secs(60);
+
+/// Bytes of inputs that are copied so that a job starts before the store has them.
+const MAX_COPIED_BYTES: u64 = 64 << 10;
+
+/// Whether the store has the job of an attempt. Its container may be made before that is known, but
+/// its end is stored, and told, only after.
+#[derive(Debug)]
+pub(super) enum Acceptance {
+    /// It has.
+    Given,
+    /// Its insert is on the way to the disk. Tells when it is there; dropped, it never will be.
+    Pending(oneshot::Receiver<()>),
+}
+
+impl Acceptance {
+    async fn is_given(&mut self) -> bool {
+        if let Self::Pending(stored) = self {
+            if stored.await.is_err() {
+                return false;
+            }
+            *self = Self::Given;
+        }
+        true
+    }
+}
 
 impl Inner {
     /// Claims a job that the scheduler has made room for, and runs it.
@@ -27,10 +53,13 @@ impl Inner {
         let read = || self.read_claimed(id);
         let claimed = match self.insist(id, &self.drain, claim).await {
             Some(Effect::Done) => self.insist(id, &self.drain, read).await.flatten(),
-            Some(Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) | None => None,
+            Some(
+                Effect::Finished(_) | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused,
+            )
+            | None => None,
         };
         match claimed {
-            Some((claimed, job)) => self.attempt(claimed, job).await,
+            Some((claimed, job)) => self.attempt(claimed, job, Acceptance::Given).await,
             None => self.free(id),
         }
     }
@@ -42,15 +71,28 @@ impl Inner {
         };
         let inputs = self.store.inputs(id).await?;
         job.moved(State::Running, stored.attempt);
-        let (attempt, spec) = (stored.attempt, Arc::new(stored.spec));
+        let (attempt, spec, inputs) = (stored.attempt, Arc::new(stored.spec), Arc::new(inputs));
         Ok(Some((Claimed { id, attempt, spec, inputs }, job)))
     }
 
     /// Runs an attempt, stores its end, and makes room.
-    pub(super) async fn attempt(self: Arc<Self>, claimed: Claimed, job: LiveJob) {
+    pub(super) async fn attempt(
+        self: Arc<Self>,
+        claimed: Claimed,
+        job: LiveJob,
+        mut acceptance: Acceptance,
+    ) {
         let (id, attempt, demand) = (claimed.id, claimed.attempt, claimed.spec.demand());
         let priority = claimed.spec.priority;
+        // What the store still holds is copied: of much, once the store has let go of it.
+        let is_large = claimed.inputs.total_bytes() > MAX_COPIED_BYTES;
+        if is_large && !acceptance.is_given().await {
+            return self.forget(id, None);
+        }
         let Ended { end, log, container } = runner::run(&self.runner, claimed, &job).await;
+        if !acceptance.is_given().await {
+            return self.forget(id, container);
+        }
         let is_ours = end.verdict == Verdict::Fault && attempt < MAX_ATTEMPTS;
         let stays_in_spool = matches!(log, KeptLog::Spool);
         let is_retried = is_ours && self.retry(id, attempt, &log).await;
@@ -62,13 +104,10 @@ impl Inner {
                 // The shim keeps the outcome, and the spool its output, for the next start.
                 return;
             }
-            self.live.leave(id, attempt);
+            // Who waited for the verdict goes first: the rest of this only makes work.
+            tokio::task::yield_now().await;
         }
-        if let Some(container) = container
-            && let Err(error) = container.acknowledge()
-        {
-            tracing::warn!(job.id = %id, %error, "a shim was gone before it was told to forget");
-        }
+        acknowledge(id, container);
         if !stays_in_spool && let Err(error) = self.runner.files.remove_spool(id, attempt) {
             tracing::error!(job.id = %id, %error, "could not remove a spool");
         }
@@ -83,6 +122,15 @@ impl Inner {
         }
     }
 
+    /// Leaves nothing of an attempt whose job was never accepted.
+    fn forget(self: &Arc<Self>, id: JobId, container: Option<Running>) {
+        acknowledge(id, container);
+        if let Err(error) = self.runner.files.remove(id) {
+            tracing::error!(job.id = %id, %error, "could not remove the log of no job");
+        }
+        self.free(id);
+    }
+
     /// Whether the job waits again. It does not if its end was asked for.
     async fn retry(&self, id: JobId, attempt: u32, log: &KeptLog) -> bool {
         match self.store.retry(id, attempt, log.clone()).await {
@@ -94,19 +142,20 @@ impl Inner {
         }
     }
 
-    /// Stores the end, however long that takes: the verdict exists only here until then. False if
-    /// the store was closed before.
+    /// Stores the end, however long that takes, since the verdict exists only here until then, and
+    /// wakes who waits for it. False if the store was closed before.
     async fn finish(&self, finished: FinishedAttempt) -> bool {
         let (id, never) = (finished.id, CancellationToken::new());
         let finish = || self.store.finish(finished.clone());
         match self.insist(id, &never, finish).await {
-            Some(Effect::Done) => true,
-            Some(Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) => {
+            Some(Effect::Finished(job)) => self.live.finish(*job),
+            Some(Effect::Done | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) => {
                 tracing::error!(job.id = %id, "a verdict for a job that does not run");
-                true
+                self.live.leave(id, finished.attempt);
             }
-            None => false,
+            None => return false,
         }
+        true
     }
 
     /// Asks the store, and asks once more when it fails, until `give_up`. `None` if there is no
@@ -152,5 +201,14 @@ impl Inner {
                 tracing::error!(%error, "could not make a container ahead of time");
             }
         });
+    }
+}
+
+/// Tells the shim, if there is one, that it may forget.
+fn acknowledge(id: JobId, container: Option<Running>) {
+    if let Some(container) = container
+        && let Err(error) = container.acknowledge()
+    {
+        tracing::warn!(job.id = %id, %error, "a shim was gone before it was told to forget");
     }
 }

@@ -1,7 +1,7 @@
 //! The desk: takes jobs in, starts them when there is room, ends them when that is asked.
 //!
 //! ```text
-//! submit ─▶ scheduler: room now? ─ yes ─▶ store (running) ─▶ attempt
+//! submit ─▶ scheduler: room now? ─ yes ─▶ store (running) and, beside it, attempt
 //!                                 └ no ─▶ store (queued) ─▶ waits ─▶ pump ─▶ claim ─▶ attempt
 //! attempt ended ─▶ store ─▶ wake who waits ─▶ shim may forget ─▶ room is free ─▶ pump
 //! ```
@@ -17,9 +17,11 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lazaret_sandbox::outcome::{Outcome, Verdict};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::attempt::Acceptance;
 use crate::clock;
 use crate::job::{Inputs, JobEnd, JobId, JobSpec, State, seq};
 use crate::live::{Live, LiveJob};
@@ -145,7 +147,7 @@ impl Dispatch {
             match self.0.store.job_of_key(key).await? {
                 Some(Effect::Replayed(first)) => return Ok(Submitted::Replayed(first)),
                 Some(Effect::KeyReused) => return Err(SubmitError::KeyReused),
-                Some(Effect::Done | Effect::WrongState) | None => {}
+                Some(Effect::Done | Effect::Finished(_) | Effect::WrongState) | None => {}
             }
         }
         if self.0.drain.is_cancelled() {
@@ -181,7 +183,9 @@ impl Dispatch {
         self.0.runner.files.remove(id).map_err(DeleteError::Files)?;
         Ok(match self.0.store.delete(id).await? {
             Effect::Done => Deleted::Done,
-            Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => Deleted::NotFound,
+            Effect::Finished(_) | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => {
+                Deleted::NotFound
+            }
         })
     }
 
@@ -209,51 +213,67 @@ impl Inner {
             Admission::Later => Entry::Queued,
             Admission::Full => return Err(SubmitError::Full),
         };
-        let job = match entry {
-            Entry::Claimed => self.live.enter(id, State::Running, 1),
-            Entry::Queued => self.live.enter(id, State::Queued, 0),
-        };
         let Submission { spec, inputs, idempotency } = submission;
         let (priority, spec, inputs) = (spec.priority, Arc::new(spec), Arc::new(inputs));
-        // What starts at once is at hand; what waits is not held, and read when it starts.
-        let claimed = match entry {
-            Entry::Claimed => Some((Arc::clone(&spec), Arc::clone(&inputs))),
-            Entry::Queued => None,
+        let new = NewJob {
+            id,
+            spec: Arc::clone(&spec),
+            inputs: Arc::clone(&inputs),
+            created_at: clock::now(),
+            entry,
+            idempotency,
         };
-        let created_at = clock::now();
-        let new = NewJob { id, spec, inputs, created_at, entry, idempotency };
-        let stored = self.store.insert(new).await;
-        if !matches!(stored, Ok(Effect::Done)) {
-            self.turn_away(id, entry);
-        }
-        match stored? {
-            Effect::Done => {}
-            Effect::Replayed(first) => return Ok(Submitted::Replayed(first)),
-            Effect::KeyReused | Effect::WrongState => return Err(SubmitError::KeyReused),
-        }
-        match claimed {
-            Some((spec, inputs)) => {
-                let inputs = Arc::unwrap_or_clone(inputs);
-                self.start(Claimed { id, attempt: 1, spec, inputs }, job);
-            }
-            None => {
-                self.scheduler().wait(id, priority, demand);
-                self.pump();
-            }
-        }
-        Ok(Submitted::New(id))
-    }
-
-    /// Takes back what was arranged for a job that the store did not take.
-    fn turn_away(self: &Arc<Self>, id: JobId, entry: Entry) {
-        self.live.discard(id);
         match entry {
             Entry::Claimed => {
-                self.scheduler().release(id);
-                self.pump();
+                let claimed = Claimed { id, attempt: 1, spec, inputs };
+                self.start_with_insert(new, claimed).await
             }
-            Entry::Queued => self.scheduler().abandon(),
+            Entry::Queued => {
+                // What waits is not held, and read when it starts.
+                drop((spec, inputs));
+                self.live.enter(id, State::Queued, 0);
+                let submitted = as_submitted(id, self.store.insert(new).await);
+                if !matches!(submitted, Ok(Submitted::New(_))) {
+                    self.live.discard(id);
+                    self.scheduler().abandon();
+                    return submitted;
+                }
+                self.scheduler().wait(id, priority, demand);
+                self.pump();
+                submitted
+            }
         }
+    }
+
+    /// Starts a job while its insert is on the way to the disk: the longest wait of a small job is
+    /// for that. If the insert fails, nothing of the job is left and nobody was told of it; after a
+    /// crash in between, its container is an orphan that ran nothing.
+    async fn start_with_insert(
+        self: &Arc<Self>,
+        new: NewJob,
+        claimed: Claimed,
+    ) -> Result<Submitted, SubmitError> {
+        let id = new.id;
+        let begun = match self.store.begin_insert(new).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.scheduler().release(id);
+                return Err(error.into());
+            }
+        };
+        let job = self.live.enter(id, State::Running, 1);
+        let (stored, acceptance) = oneshot::channel();
+        self.start(claimed, job.clone(), Acceptance::Pending(acceptance));
+        let submitted = as_submitted(id, begun.done().await);
+        match submitted {
+            // The attempt has the receiver until it has heard of this.
+            Ok(Submitted::New(_)) => drop(stored.send(())),
+            Ok(Submitted::Replayed(_)) | Err(_) => {
+                self.live.discard(id);
+                job.cancel.cancel();
+            }
+        }
+        submitted
     }
 
     async fn cancel(self: &Arc<Self>, id: JobId) -> Result<Cancelled, StoreError> {
@@ -309,13 +329,22 @@ impl Inner {
         }
     }
 
-    /// Runs an attempt of a job that the store has as running.
-    fn start(self: &Arc<Self>, claimed: Claimed, job: LiveJob) {
+    /// Runs an attempt of a job that the store has, or is about to have, as running.
+    fn start(self: &Arc<Self>, claimed: Claimed, job: LiveJob, acceptance: Acceptance) {
         let inner = Arc::clone(self);
-        self.tracker.spawn(async move { inner.attempt(claimed, job).await });
+        self.tracker.spawn(async move { inner.attempt(claimed, job, acceptance).await });
     }
 
     fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
         self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the store's answer to an insert means for whoever sent the job.
+fn as_submitted(id: JobId, stored: Result<Effect, StoreError>) -> Result<Submitted, SubmitError> {
+    match stored? {
+        Effect::Done => Ok(Submitted::New(id)),
+        Effect::Replayed(first) => Ok(Submitted::Replayed(first)),
+        Effect::KeyReused | Effect::WrongState | Effect::Finished(_) => Err(SubmitError::KeyReused),
     }
 }

@@ -152,7 +152,7 @@ impl Follower {
             // Before the read: what is written after it is told by another turn of this loop.
             let is_over = wake
                 .as_mut()
-                .is_none_or(|progress| is_over(*progress.borrow_and_update(), attempt));
+                .is_none_or(|progress| is_over(&progress.borrow_and_update(), attempt));
             if reader.is_none() {
                 let Source { files, store, .. } = &self.source;
                 reader = files.attempt(store, self.wanted.id, attempt).await?;
@@ -241,7 +241,7 @@ impl Follower {
 }
 
 /// Whether nothing more is written to the spool of this attempt.
-fn is_over(progress: Progress, attempt: u32) -> bool {
+fn is_over(progress: &Progress, attempt: u32) -> bool {
     match progress.state {
         State::Finished => true,
         State::Queued => progress.attempt >= attempt,

@@ -1,16 +1,16 @@
 //! One text of SQL for each transition; its `where` names the state it leaves.
 //!
-//! A text may hold several statements, and the one that moves the job says `returning 1`: so a
-//! change is one trip to the connection's thread, and where it is alone in its transaction the
-//! transaction travels along. Each trip costs two switches between threads; with one for each
-//! statement they were more than half of what the server spent on a job.
+//! A change that is one statement is its own transaction. One that needs several sends them as one
+//! text, with the transaction around them if it is alone in it: each statement by itself would cost
+//! a switch to the connection's thread and back, and those were once more than half of what the
+//! server spent on a job.
 //!
 //! Parameters are written `$1`, not `?1`: SQLite numbers the latter with gaps where a statement
 //! uses only some of them, and sqlx fills gaps with the wrong values.
 
 use jiff::Timestamp;
 use sqlx::query::Query;
-use sqlx::sqlite::SqliteArguments;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
 use super::{Change, Effect, Entry, FinishedAttempt, KeptLog, NewJob, StoreError, query, row};
@@ -47,11 +47,13 @@ pub(super) async fn apply(
 
 type Statements = Query<'static, Sqlite, SqliteArguments>;
 
-/// The text as one trip, with its transaction around it if it is alone.
-fn statements(place: Place, text: &'static str) -> Statements {
-    match place {
-        Place::Alone => sqlx::query(AssertSqlSafe(format!("begin immediate; {text}; commit"))),
-        Place::InBatch => sqlx::query(text),
+/// The statements as one text. The one that moves the job says `returning`.
+fn statements(place: Place, parts: &[&'static str]) -> Statements {
+    match (place, parts) {
+        (Place::InBatch, _) | (Place::Alone, [_]) => sqlx::query(AssertSqlSafe(parts.join("; "))),
+        (Place::Alone, _) => {
+            sqlx::query(AssertSqlSafe(format!("begin immediate; {}; commit", parts.join("; "))))
+        }
     }
 }
 
@@ -60,9 +62,17 @@ async fn run(
     connection: &mut SqliteConnection,
     statements: Statements,
 ) -> Result<Effect, StoreError> {
+    let moved = row_of(connection, statements).await?;
+    Ok(if moved.is_some() { Effect::Done } else { Effect::WrongState })
+}
+
+/// Runs them all, and answers with the row of what they moved.
+async fn row_of(
+    connection: &mut SqliteConnection,
+    statements: Statements,
+) -> Result<Option<SqliteRow>, StoreError> {
     // All rows, not the first: who stops at the first never comes to `commit`.
-    let moved = statements.fetch_all(connection).await?;
-    Ok(if moved.is_empty() { Effect::WrongState } else { Effect::Done })
+    Ok(statements.fetch_all(connection).await?.pop())
 }
 
 async fn insert(
@@ -76,20 +86,32 @@ async fn insert(
     {
         return Ok(effect);
     }
-    let text = "insert into jobs (id, state, attempt, version, created_at, started_at, spec) \
-         values ($1, $2, $3, 1, $4, $5, $6) returning 1; \
-         insert into job_labels (key, value, job_id) select key, value, $1 from json_each($7); \
-         insert into job_inputs (job_id, content) select $1, $8 where $8 is not null; \
-         insert into idempotency_keys (key, fingerprint, job_id, created_at) \
-         select $9, $10, $1, $4 where $9 is not null";
+    let inputs = (!job.inputs.is_empty()).then(|| row::inputs_bytes(&job.inputs)).transpose()?;
+    let key = job.idempotency.as_ref();
+    let mut parts = vec![
+        "insert into jobs (id, state, attempt, version, created_at, started_at, spec) \
+         values ($1, $2, $3, 1, $4, $5, $6) returning 1",
+    ];
+    if !job.spec.labels.is_empty() {
+        parts.push(
+            "insert into job_labels (key, value, job_id) select key, value, $1 from json_each($7)",
+        );
+    }
+    if inputs.is_some() {
+        parts.push("insert into job_inputs (job_id, content) values ($1, $8)");
+    }
+    if key.is_some() {
+        parts.push(
+            "insert into idempotency_keys (key, fingerprint, job_id, created_at) \
+             values ($9, $10, $1, $4)",
+        );
+    }
     let created_at = job.created_at.as_microsecond();
     let (state, attempt, started_at) = match job.entry {
         Entry::Queued => ("queued", 0, None),
         Entry::Claimed => ("running", 1, Some(created_at)),
     };
-    let inputs = (!job.inputs.is_empty()).then(|| row::inputs_bytes(&job.inputs)).transpose()?;
-    let key = job.idempotency.as_ref();
-    let statements = statements(place, text)
+    let statements = statements(place, &parts)
         .bind(bytes(job.id))
         .bind(state)
         .bind(attempt)
@@ -111,7 +133,7 @@ async fn claim(
 ) -> Result<Effect, StoreError> {
     let text = "update jobs set state = 'running', attempt = attempt + 1, started_at = $2, \
          version = version + 1 where id = $1 and state = 'queued' returning 1";
-    let statements = statements(place, text).bind(bytes(id)).bind(now.as_microsecond());
+    let statements = statements(place, &[text]).bind(bytes(id)).bind(now.as_microsecond());
     run(connection, statements).await
 }
 
@@ -120,22 +142,23 @@ async fn finish(
     place: Place,
     attempt: &FinishedAttempt,
 ) -> Result<Effect, StoreError> {
-    let text = "insert into attempt_logs (job_id, attempt, content) \
-         select id, attempt, $3 from jobs \
-         where id = $1 and state = 'running' and attempt = $2 and $3 is not null; \
-         delete from job_inputs where job_id = \
-         (select id from jobs where id = $1 and state = 'running' and attempt = $2); \
-         update jobs set state = 'finished', verdict = $4, outcome = $5, finished_at = $6, \
-         version = version + 1 \
-         where id = $1 and state = 'running' and attempt = $2 returning 1";
-    let statements = statements(place, text)
+    let text = concat!(
+        "update jobs set state = 'finished', verdict = $3, outcome = $4, finished_at = $5, \
+         log = $6, version = version + 1 \
+         where id = $1 and state = 'running' and attempt = $2 returning ",
+        row::job_columns!()
+    );
+    let statements = statements(place, &[text])
         .bind(bytes(attempt.id))
         .bind(attempt.attempt)
-        .bind(content(&attempt.log))
         .bind(attempt.end.verdict.as_str())
         .bind(row::end_text(&attempt.end)?)
-        .bind(attempt.now.as_microsecond());
-    run(connection, statements).await
+        .bind(attempt.now.as_microsecond())
+        .bind(content(&attempt.log));
+    match row_of(connection, statements).await? {
+        Some(finished) => Ok(Effect::Finished(Box::new(row::job(&finished)?))),
+        None => Ok(Effect::WrongState),
+    }
 }
 
 async fn finish_queued(
@@ -144,11 +167,9 @@ async fn finish_queued(
     (id, now): (JobId, Timestamp),
     end: &JobEnd,
 ) -> Result<Effect, StoreError> {
-    let text = "delete from job_inputs where job_id = \
-         (select id from jobs where id = $1 and state = 'queued'); \
-         update jobs set state = 'finished', verdict = $2, outcome = $3, finished_at = $4, \
+    let text = "update jobs set state = 'finished', verdict = $2, outcome = $3, finished_at = $4, \
          version = version + 1 where id = $1 and state = 'queued' returning 1";
-    let statements = statements(place, text)
+    let statements = statements(place, &[text])
         .bind(bytes(id))
         .bind(end.verdict.as_str())
         .bind(row::end_text(end)?)
@@ -163,7 +184,7 @@ async fn request_cancel(
 ) -> Result<Effect, StoreError> {
     let text = "update jobs set cancel_requested = 1, version = version + 1 \
          where id = $1 and state = 'running' returning 1";
-    run(connection, statements(place, text).bind(bytes(id))).await
+    run(connection, statements(place, &[text]).bind(bytes(id))).await
 }
 
 async fn retry(
@@ -172,13 +193,14 @@ async fn retry(
     (id, attempt): (JobId, u32),
     log: &KeptLog,
 ) -> Result<Effect, StoreError> {
-    let text = "insert into attempt_logs (job_id, attempt, content) \
+    let keep_log = "insert into attempt_logs (job_id, attempt, content) \
          select id, attempt, $3 from jobs where id = $1 and state = 'running' \
-         and attempt = $2 and cancel_requested = 0 and $3 is not null; \
-         update jobs set state = 'queued', started_at = null, version = version + 1 \
+         and attempt = $2 and cancel_requested = 0 and $3 is not null";
+    let requeue = "update jobs set state = 'queued', started_at = null, version = version + 1 \
          where id = $1 and state = 'running' and attempt = $2 and cancel_requested = 0 \
          returning 1";
-    let statements = statements(place, text).bind(bytes(id)).bind(attempt).bind(content(log));
+    let statements =
+        statements(place, &[keep_log, requeue]).bind(bytes(id)).bind(attempt).bind(content(log));
     run(connection, statements).await
 }
 
@@ -188,7 +210,7 @@ async fn delete(
     id: JobId,
 ) -> Result<Effect, StoreError> {
     let text = "delete from jobs where id = $1 and state = 'finished' returning 1";
-    run(connection, statements(place, text).bind(bytes(id))).await
+    run(connection, statements(place, &[text]).bind(bytes(id))).await
 }
 
 async fn forget_keys(
@@ -197,7 +219,7 @@ async fn forget_keys(
     before: Timestamp,
 ) -> Result<Effect, StoreError> {
     let text = "delete from idempotency_keys where created_at < $1";
-    run(connection, statements(place, text).bind(before.as_microsecond())).await?;
+    run(connection, statements(place, &[text]).bind(before.as_microsecond())).await?;
     Ok(Effect::Done)
 }
 

@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use sqlx::SqlitePool;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::job::{Inputs, JobEnd, JobId, JobSpec};
+use crate::job::{Inputs, Job, JobEnd, JobId, JobSpec};
 pub use open::{OpenError, open};
 pub use query::{Filter, Summary, Unfinished};
 pub use retention::forget_old_keys;
@@ -145,10 +145,12 @@ pub enum KeptLog {
 }
 
 /// What a change did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// What it says.
     Done,
+    /// It ended an attempt, and with it the job, which is now as it is here.
+    Finished(Box<Job>),
     /// Nothing: the job is not in the state that the change leaves, or is not there.
     WrongState,
     /// Nothing: the idempotency key already stands for this job, sent by the same request.
@@ -163,7 +165,16 @@ impl Store {
     /// # Errors
     /// As [`StoreError`]; then the job is not promised.
     pub async fn insert(&self, job: NewJob) -> Result<Effect, StoreError> {
-        self.change(Change::Insert(Box::new(job))).await
+        self.begin_insert(job).await?.done().await
+    }
+
+    /// As [`Store::insert`], but answers when the job is on its way to the disk. Every change that
+    /// is asked for from then on comes after it.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn begin_insert(&self, job: NewJob) -> Result<Begun, StoreError> {
+        self.begin(Change::Insert(Box::new(job))).await
     }
 
     /// queued → running, one attempt more.
@@ -174,7 +185,7 @@ impl Store {
         self.change(Change::Claim { id, now }).await
     }
 
-    /// running → finished, of the attempt that runs.
+    /// running → finished, of the attempt that runs. Answers [`Effect::Finished`] if it does.
     ///
     /// # Errors
     /// As [`StoreError`].
@@ -229,9 +240,27 @@ impl Store {
     }
 
     async fn change(&self, change: Change) -> Result<Effect, StoreError> {
+        self.begin(change).await?.done().await
+    }
+
+    async fn begin(&self, change: Change) -> Result<Begun, StoreError> {
         let (answer, answered) = oneshot::channel();
         let pending = Pending { change, answer };
         self.changes.send(pending).await.map_err(|_closed| StoreError::Closed)?;
-        answered.await.map_err(|_closed| StoreError::Closed)?
+        Ok(Begun(answered))
+    }
+}
+
+/// A change that the writer has, and has not answered.
+#[derive(Debug)]
+pub struct Begun(oneshot::Receiver<Result<Effect, StoreError>>);
+
+impl Begun {
+    /// Waits until it is durable.
+    ///
+    /// # Errors
+    /// As [`StoreError`].
+    pub async fn done(self) -> Result<Effect, StoreError> {
+        self.0.await.map_err(|_closed| StoreError::Closed)?
     }
 }

@@ -26,9 +26,10 @@ const READERS: u32 = 4;
 const FILE_MODE: u32 = 0o600;
 /// How long a reader waits for a lock; only a checkpoint that truncates holds one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Page cache of the writer, in KiB (negative, as SQLite wants it). Small: an idle server is small.
-const WRITER_CACHE: &str = "-8192";
-const READER_CACHE: &str = "-2048";
+/// Page cache of the writer and of each reader, in KiB (negative, as SQLite wants it). Small: jobs
+/// are written and read at one end of the table, and the kernel has a cache of its own.
+const WRITER_CACHE: &str = "-1024";
+const READER_CACHE: &str = "-512";
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +89,8 @@ pub async fn open(
         )
         .await
         .map_err(StoreError::from)?;
-    let checkpoints = options.connect().await.map_err(StoreError::from)?;
+    let checkpoints =
+        options.pragma("cache_size", READER_CACHE).connect().await.map_err(StoreError::from)?;
     let (changes, receiver) = mpsc::channel(CHANGE_QUEUE);
     tracker.spawn(writer::write(connection, receiver));
     tracker.spawn(checkpoint::checkpoint(checkpoints, stop.clone()));
@@ -105,14 +107,15 @@ fn make_private(path: &Path) -> io::Result<()> {
 
 /// The migrations, compiled in: a binary carries its schema.
 fn migrations() -> Migrator {
-    let jobs = Migration::new(
-        1,
-        Cow::Borrowed("jobs"),
-        MigrationType::Simple,
-        SqlStr::from_static(include_str!("../../../migrations/sqlite/0001_jobs.sql")),
-        false,
-    );
-    Migrator::with_migrations(vec![jobs])
+    let texts = [
+        ("jobs", include_str!("../../../migrations/sqlite/0001_jobs.sql")),
+        ("log in job", include_str!("../../../migrations/sqlite/0002_log_in_job.sql")),
+    ];
+    let migration = |(version, (description, text)): (i64, (&'static str, &'static str))| {
+        let (kind, text) = (MigrationType::Simple, SqlStr::from_static(text));
+        Migration::new(version, Cow::Borrowed(description), kind, text, false)
+    };
+    Migrator::with_migrations((1..).zip(texts).map(migration).collect())
 }
 
 async fn refuse_old_sqlite(connection: &mut SqliteConnection) -> Result<(), OpenError> {

@@ -70,13 +70,10 @@ impl Store {
     /// # Errors
     /// As [`StoreError`].
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        let found = sqlx::query(
-            "select id, state, attempt, version, created_at, started_at, finished_at, spec, \
-             outcome from jobs where id = ?",
-        )
-        .bind(&id.as_bytes()[..])
-        .fetch_optional(&self.readers)
-        .await?;
+        let found = sqlx::query(concat!("select ", row::job_columns!(), " from jobs where id = ?"))
+            .bind(&id.as_bytes()[..])
+            .fetch_optional(&self.readers)
+            .await?;
         found.as_ref().map(row::job).transpose()
     }
 
@@ -128,13 +125,15 @@ impl Store {
     /// # Errors
     /// As [`StoreError`].
     pub async fn log(&self, id: JobId, attempt: u32) -> Result<Option<Vec<u8>>, StoreError> {
-        let found =
-            sqlx::query("select content from attempt_logs where job_id = ? and attempt = ?")
-                .bind(&id.as_bytes()[..])
-                .bind(attempt)
-                .fetch_optional(&self.readers)
-                .await?;
-        Ok(found.map(|found| found.try_get("content")).transpose()?)
+        let found = sqlx::query(
+            "select log from jobs where id = $1 and attempt = $2 and log is not null \
+             union all select content from attempt_logs where job_id = $1 and attempt = $2",
+        )
+        .bind(&id.as_bytes()[..])
+        .bind(attempt)
+        .fetch_optional(&self.readers)
+        .await?;
+        Ok(found.map(|found| found.try_get("log")).transpose()?)
     }
 
     /// Every job without a verdict, the oldest first. As many as the queue holds, so all at once.

@@ -8,6 +8,14 @@ use sqlx::sqlite::SqliteRow;
 use super::StoreError;
 use crate::job::{Inputs, Job, JobEnd, JobId, JobSpec, State};
 
+/// The columns that [`job`] reads.
+macro_rules! job_columns {
+    () => {
+        "id, state, attempt, version, created_at, started_at, finished_at, spec, outcome"
+    };
+}
+pub(super) use job_columns;
+
 pub(super) fn job(row: &SqliteRow) -> Result<Job, StoreError> {
     Ok(Job {
         id: job_id(row, "id")?,
