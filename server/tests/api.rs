@@ -6,7 +6,7 @@ mod served;
 use std::io::{BufRead as _, BufReader};
 
 use serde_json::{Value, json};
-use served::Server;
+use served::{Server, wait_until};
 
 fn server() -> (tempfile::TempDir, Server) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -194,6 +194,26 @@ fn a_repeated_request_makes_no_second_job() {
     assert_eq!(again.header("idempotency-replayed"), Some("true"));
     assert_eq!(send("k1", &json!({"command": ["false"]})).status, 422);
     assert_ne!(send("k2", &body).json()["id"], first.json()["id"]);
+}
+
+#[test]
+fn requests_that_race_with_one_key_make_one_job() {
+    let (dir, server) = server();
+    let headers = [("Content-Type", "application/json"), ("Idempotency-Key", "raced")];
+    let body = json!({"script": "echo once"}).to_string();
+    let send = || server.call("POST", "/v1/jobs?wait=30", &headers, &body).json();
+    let answers: Vec<Value> = std::thread::scope(|scope| {
+        let sent: Vec<_> = (0..8).map(|_| scope.spawn(send)).collect();
+        sent.into_iter().map(|sent| sent.join().expect("an answer")).collect()
+    });
+    for answer in &answers {
+        assert_eq!(answer["verdict"], "success", "{answer}");
+        assert_eq!(answer["id"], answers[0]["id"]);
+    }
+    assert_eq!(server.get("/v1/jobs").json()["items"].as_array().map(Vec::len), Some(1));
+    // Of those that started before they were found to be the same job, nothing is left.
+    let spools = || std::fs::read_dir(dir.path().join("data/spool")).expect("spools").count();
+    wait_until("no spool is left", || spools() == 0);
 }
 
 /// The next event of a stream that has a place in the log; empty at its end. Which states were told

@@ -93,12 +93,27 @@ async fn a_job_runs_through_its_states_and_forgets_its_inputs() {
     let id = new.id;
     store.insert(new).await.expect("stored");
     assert_eq!(store.claim(id, now()).await.expect("written"), Effect::Done);
-    assert_eq!(store.finish(finished(id, 1)).await.expect("written"), Effect::Done);
+    let told = store.finish(finished(id, 1)).await.expect("written");
     let job = store.job(id).await.expect("read").expect("there");
+    assert_eq!(told, Effect::Finished(Box::new(job.clone())));
     assert_eq!((job.state, job.attempt, job.version), (State::Finished, 1, 3));
     assert_eq!(job.end, Some(end(Verdict::Success)));
     assert!(store.inputs(id).await.expect("read").is_empty());
     assert_eq!(store.log(id, 1).await.expect("read").expect("kept"), b"what it wrote");
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn a_change_comes_after_an_insert_that_was_begun_before_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let opened = open_at(dir.path()).await;
+    let new = NewJob { entry: Entry::Claimed, ..new_job(&[("contest", "7")]) };
+    let id = new.id;
+    let begun = opened.store.begin_insert(new).await.expect("begun");
+    let told = opened.store.finish(finished(id, 1)).await.expect("written");
+    assert!(matches!(told, Effect::Finished(_)), "{told:?}");
+    assert_eq!(begun.done().await.expect("stored"), Effect::Done);
+    assert!(opened.store.inputs(id).await.expect("read").is_empty());
     opened.close().await;
 }
 
