@@ -3,11 +3,13 @@
 #![expect(unsafe_code, reason = "this is the one place where it may be; see ARCHITECTURE.md")]
 
 mod fd;
+mod heap;
 mod mount;
 mod net;
 mod process;
 
 pub(crate) use fd::close_on_exec_from;
+pub(crate) use heap::bound_heap;
 pub(crate) use mount::{MountAttributes, set_mount_attributes};
 pub(crate) use net::raise_loopback;
 pub(crate) use process::{

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -62,19 +62,38 @@ impl BodyRoom {
         let Ok(Ok(room)) = tokio::time::timeout(BODY_TIMEOUT, room).await else {
             return Err(Problem::new(Code::Unavailable, "too many large bodies at one time"));
         };
-        let collected = Limited::new(body, self.max_bytes).collect();
-        match tokio::time::timeout(BODY_TIMEOUT, collected).await {
-            Ok(Ok(collected)) => Ok(HeldBody { text: collected.to_bytes(), _blocks: room }),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large()),
-            Ok(Err(error)) => {
-                let detail = format!("the body did not arrive whole: {error}");
-                Err(Problem::new(Code::Malformed, detail))
-            }
+        let read = self.read_whole(body, announced);
+        match tokio::time::timeout(BODY_TIMEOUT, read).await {
+            Ok(Ok(text)) => Ok(HeldBody { text: text.into(), _blocks: room }),
+            Ok(Err(problem)) => Err(problem),
             Err(_elapsed) => {
                 let detail = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
                 Err(Problem::new(Code::RequestTimeout, detail))
             }
         }
+    }
+
+    /// Into one buffer of the size that was announced: thousands of small ones, kept until the last
+    /// has come, would leave the heap full of holes.
+    async fn read_whole(
+        &self,
+        mut body: Body,
+        announced: Option<usize>,
+    ) -> Result<Vec<u8>, Problem> {
+        let mut text = Vec::with_capacity(announced.unwrap_or_default());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                let detail = format!("the body did not arrive whole: {error}");
+                Problem::new(Code::Malformed, detail)
+            })?;
+            // Trailers say nothing of a body.
+            let Ok(part) = frame.into_data() else { continue };
+            if part.len() > self.max_bytes - text.len() {
+                return Err(self.too_large());
+            }
+            text.extend_from_slice(&part);
+        }
+        Ok(text)
     }
 
     fn too_large(&self) -> Problem {

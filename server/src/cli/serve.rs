@@ -65,6 +65,7 @@ pub(super) struct Args {
 
 /// Serves until a signal.
 pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
+    lazaret_sandbox::bound_heap();
     telemetry::start(&log_filter()).map_err(CliError::Refused)?;
     let config = Config::load(&Flags {
         listen: args.listen,
