@@ -15,7 +15,7 @@ use lazaret_sandbox::spool::{Entry, Record, SpoolReader, Stream};
 use lazaret_sandbox::{Container, Event, Settings, Zygote};
 use tempfile::TempDir;
 
-use crate::leftovers;
+use crate::leftovers::Footprint;
 
 /// The longest any container of these tests may take, on a busy machine and an emulated one.
 const PATIENCE_MS: u32 = 120_000;
@@ -32,6 +32,7 @@ pub(crate) struct Sandbox {
 /// A container that was started.
 pub(crate) struct Live {
     pub(crate) container: Container,
+    pub(crate) footprint: Footprint,
     spool: File,
 }
 
@@ -100,10 +101,12 @@ impl Sandbox {
         }
     }
 
-    /// An empty container.
-    pub(crate) fn spawn(&self) -> Container {
+    /// An empty container, and what it will have to take with it.
+    pub(crate) fn spawn(&self) -> (Container, Footprint) {
         let number = self.containers.fetch_add(1, Ordering::Relaxed);
-        self.zygote.spawn(&format!("c{number}")).expect("a container")
+        let container = self.zygote.spawn(&format!("c{number}")).expect("a container");
+        let footprint = Footprint::take(&self.settings, container.id());
+        (container, footprint)
     }
 
     /// An empty container of this name.
@@ -113,10 +116,10 @@ impl Sandbox {
 
     /// Starts a container and leaves it running.
     pub(crate) fn start_container(&self, spec: ContainerSpec) -> Live {
-        let mut container = self.spawn();
+        let (mut container, footprint) = self.spawn();
         let spool = tempfile::tempfile().expect("a spool");
         container.start(spec, spool.as_fd()).expect("started");
-        Live { container, spool }
+        Live { container, footprint, spool }
     }
 
     /// Runs a container to its end and sees that nothing of it is left.
@@ -181,17 +184,22 @@ impl Live {
     }
 
     /// Waits for the end and sees that nothing is left.
-    pub(crate) fn finish(mut self, sandbox: &Sandbox) -> Ran {
+    pub(crate) fn finish(self, sandbox: &Sandbox) -> Ran {
+        let (ran, footprint) = self.end();
+        footprint.assert_gone(sandbox.settings());
+        ran
+    }
+
+    /// Waits for the end and acknowledges it. What may be left is the caller's to look for.
+    pub(crate) fn end(mut self) -> (Ran, Footprint) {
         let outcome = loop {
             if let Event::Finished(outcome) = self.event() {
                 break outcome;
             }
         };
         let records = self.records();
-        let id = self.container.id().to_owned();
         self.container.acknowledge().expect("acknowledged");
-        leftovers::assert_none(sandbox.settings(), &id);
-        Ran { outcome, records }
+        (Ran { outcome, records }, self.footprint)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The sandbox as its callers see it: real containers, on the cgroup version of the machine that
-//! this runs on. `main` is ours, so that the zygote is forked before the test threads exist.
+//! this runs on. `main` is ours, so that the zygote is forked, and the network namespace entered,
+//! before the test threads exist.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test ends where it is not as expected")]
 
 mod fixture;
@@ -7,6 +8,7 @@ mod image;
 mod leftovers;
 mod lifecycle;
 mod limits;
+mod netns;
 mod output;
 mod refusals;
 mod steps;
@@ -31,6 +33,7 @@ use tests;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    netns::enter();
     let sandbox = Arc::new(Sandbox::start());
     let before = Census::take(sandbox.settings());
     let modules = [
