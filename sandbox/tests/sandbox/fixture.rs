@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use lazaret_sandbox::error::Error;
 use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{
     ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
 };
 use lazaret_sandbox::spool::{Entry, Record, SpoolReader, Stream};
-use lazaret_sandbox::{Container, Event, Settings, Zygote};
+use lazaret_sandbox::{Container, Cpuset, Event, Settings, Zygote};
 use tempfile::TempDir;
 
 use crate::leftovers::Footprint;
@@ -43,19 +44,23 @@ pub(crate) struct Ran {
 }
 
 impl Sandbox {
-    /// Forks the zygote; the process has one thread.
-    pub(crate) fn start() -> Self {
-        let name = format!("test-{}", std::process::id());
+    /// Forks a zygote, whose containers are kept to `cpuset`; the process has one thread.
+    pub(crate) fn start(name: &str, cpuset: Option<Cpuset>) -> Result<Self, Error> {
+        let name = format!("test-{}-{name}", std::process::id());
         let settings = Settings {
             run_dir: format!("/run/lazaret/{name}").into(),
             ids_dir: "/run/lazaret/ids".into(),
             cgroup_parent: format!("lazaret/{name}"),
             memory_bytes: NonZeroU64::new(8 << 30),
+            cpuset,
         };
-        let zygote = Zygote::start(&settings).expect("a zygote");
+        let zygote = Zygote::start(&settings).inspect_err(|_| {
+            // A zygote that could not start has left its directory, and nothing in it.
+            std::fs::remove_dir(&settings.run_dir).expect("removed");
+        })?;
         let directory = tempfile::tempdir().expect("a directory");
         let images = ImageStore::open(directory.path()).expect("an image store");
-        Self { settings, zygote, images, directory, containers: AtomicU32::new(0) }
+        Ok(Self { settings, zygote, images, directory, containers: AtomicU32::new(0) })
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -110,7 +115,7 @@ impl Sandbox {
     }
 
     /// An empty container of this name.
-    pub(crate) fn try_spawn(&self, id: &str) -> lazaret_sandbox::error::Result<Container> {
+    pub(crate) fn try_spawn(&self, id: &str) -> Result<Container, Error> {
         self.zygote.spawn(id)
     }
 

@@ -101,23 +101,30 @@ fn cgroups(path: &str) -> Vec<PathBuf> {
 
 /// Everything on the host that a container might have left, counted before and after all tests.
 pub(crate) struct Census {
+    /// Where containers were made.
+    settings: Vec<Settings>,
     mounts: usize,
 }
 
 impl Census {
-    pub(crate) fn take(settings: &Settings) -> Self {
-        assert_eq!(fs::read_dir(&settings.run_dir).expect("$run").count(), 0);
-        Self { mounts: mounts() }
+    pub(crate) fn take(settings: Vec<Settings>) -> Self {
+        for settings in &settings {
+            assert_eq!(fs::read_dir(&settings.run_dir).expect("$run").count(), 0);
+        }
+        Self { settings, mounts: mounts() }
     }
 
-    /// Fails if there is more than before, once the zygote has ended too.
-    pub(crate) fn compare(self, settings: &Settings) {
+    /// Fails if there is more than before, once the zygotes have ended too.
+    pub(crate) fn compare(self) {
         await_that("a process is still there", || descendants() == 0);
         await_that("a network namespace is still there", || netns::known().is_empty());
         assert_eq!(mounts(), self.mounts, "mounts");
-        fs::remove_dir(&settings.run_dir).expect("an empty directory");
-        for cgroup in cgroups(&settings.cgroup_parent) {
-            fs::remove_dir(&cgroup).unwrap_or_else(|error| panic!("{}: {error}", cgroup.display()));
+        for Settings { run_dir, cgroup_parent, .. } in &self.settings {
+            let cgroups = cgroups(cgroup_parent);
+            for directory in [run_dir].into_iter().chain(&cgroups) {
+                fs::remove_dir(directory)
+                    .unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+            }
         }
     }
 }
