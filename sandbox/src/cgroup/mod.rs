@@ -184,6 +184,21 @@ impl Leaf {
         }
     }
 
+    /// Whether the kernel counts buffers of sockets apart from memory, and lets them grow beyond
+    /// their bound, so that somebody has to look at them.
+    pub(crate) fn counts_sockets_apart(&self) -> bool {
+        matches!(self, Self::V1(_))
+    }
+
+    /// Memory that cannot be reclaimed and buffers of sockets together; nothing where the former
+    /// includes the latter, or while these are as few as a container may have beside its memory.
+    pub(crate) fn memory_with_sockets(&self) -> io::Result<Option<u64>> {
+        match self {
+            Self::V1(leaf) => leaf.memory_with_sockets(),
+            Self::V2(_) => Ok(None),
+        }
+    }
+
     /// How many processes the OOM killer has ended.
     pub(crate) fn oom_kills(&self) -> io::Result<u64> {
         match self {
