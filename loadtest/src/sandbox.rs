@@ -32,6 +32,7 @@ pub(crate) fn measure(count: u64, program: &Path, scratch: Option<&Path>) -> Res
         ids_dir: directory.path().join("ids"),
         cgroup_parent: "lazaret/loadtest".into(),
         memory_bytes: None,
+        cpuset: None,
     })?;
     let rootfs = import(directory.path(), program)?;
     let mut times = Vec::new();

@@ -32,6 +32,8 @@ pub enum Stage {
     Ids,
     /// Making, limiting or reading the cgroup.
     Cgroup,
+    /// Keeping all containers to the CPUs that were chosen.
+    Cpuset,
     /// Making the namespaces.
     Namespaces,
     /// Starting init or talking to it.
@@ -66,6 +68,7 @@ impl fmt::Display for Stage {
             Self::RunDirectory => "run directory",
             Self::Ids => "ids",
             Self::Cgroup => "cgroup",
+            Self::Cpuset => "cpuset",
             Self::Namespaces => "namespaces",
             Self::Init => "init",
             Self::Rootfs => "root file system",

@@ -36,6 +36,7 @@
 mod cgroup;
 mod clock;
 mod container;
+mod cpuset;
 pub mod error;
 pub mod handle;
 pub mod image;
@@ -53,6 +54,7 @@ mod sys;
 mod wire;
 pub mod zygote;
 
+pub use cpuset::{Cpuset, NotCpuset};
 pub use handle::{Container, Event};
 pub use run_dir::{Orphan, reap_orphans};
 pub use settings::Settings;

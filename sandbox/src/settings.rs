@@ -3,6 +3,8 @@
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
+use crate::cpuset::Cpuset;
+
 /// What all containers of one server share.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -16,4 +18,6 @@ pub struct Settings {
     /// What all containers together may hold in memory, so that the host keeps the rest; no bound
     /// of their own if there is none.
     pub memory_bytes: Option<NonZeroU64>,
+    /// The CPUs that all containers run on; all that the host has if there is none.
+    pub cpuset: Option<Cpuset>,
 }

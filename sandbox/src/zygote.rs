@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
@@ -26,6 +27,7 @@ use crate::cgroup;
 use crate::container::proc::Covers;
 use crate::container::rlimits::set_common_limits;
 use crate::container::seccomp::Filters;
+use crate::cpuset::Cpuset;
 use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::handle::Container;
 use crate::orders::Failure;
@@ -57,7 +59,8 @@ impl Zygote {
     ///
     /// # Errors
     /// At [`Stage::Zygote`] if the process already has a second thread or cannot fork, at
-    /// [`Stage::Cgroup`] if this host cannot bound a container, at [`Stage::RunDirectory`] if
+    /// [`Stage::Cgroup`] if this host cannot bound a container, at [`Stage::Cpuset`] if it cannot
+    /// keep containers to the CPUs that were chosen, at [`Stage::RunDirectory`] if
     /// `$run` cannot be made.
     pub fn start(settings: &Settings) -> Result<Self> {
         let (ours, theirs) = wire::pair().at(Stage::Zygote)?;
@@ -143,17 +146,26 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
     std::fs::create_dir_all(&settings.run_dir)
         .context(|| format!("could not make `{}`", settings.run_dir.display()))
         .at(Stage::RunDirectory)?;
-    let cgroup = cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes);
+    let path = &settings.cgroup_parent;
+    let cgroup = cgroup::Parent::make(path, settings.memory_bytes);
+    let mut cgroup = cgroup.at(Stage::Cgroup)?;
+    cgroup.keep_to(path, settings.cpuset.as_ref()).at(Stage::Cpuset)?;
     let filters = Filters::compile().at(Stage::Seccomp)?;
     filters.install_on_zygote().at(Stage::Seccomp)?;
     Ok(Shared {
         settings: settings.clone(),
-        cgroup: cgroup.at(Stage::Cgroup)?,
+        cgroup,
         filters,
         covers: Covers::find().at(Stage::Proc)?,
-        cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
+        cores: cores(settings),
         one_thread,
     })
+}
+
+/// How many CPUs containers have.
+fn cores(settings: &Settings) -> u64 {
+    let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    settings.cpuset.as_ref().map_or_else(all, Cpuset::count) as u64
 }
 
 /// What comes out of the zygote's loop: its end, or a new shim, which has left it behind.

@@ -11,6 +11,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lazaret_sandbox::Cpuset;
 use sha2::{Digest, Sha256};
 
 pub use file::ConfigFile;
@@ -51,6 +52,8 @@ pub struct Config {
     pub ids_dir: PathBuf,
     /// The cgroup below which containers get theirs.
     pub cgroup_parent: String,
+    /// The CPUs that all containers run on, if not all of the host's.
+    pub cpuset: Option<Cpuset>,
     /// The image of a job that names none.
     pub default_image: String,
     /// Defaults and maxima of every limit.
@@ -125,6 +128,7 @@ impl Config {
                 "`max_body_bytes` is `{max_body_bytes}`: choose 1024 to {MAX_BODY_BYTES}"
             )));
         }
+        let cpuset = file.cpuset.as_deref().map(host::cpuset).transpose()?;
         let default_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
         Ok(Self {
             listen: flags.listen.or(file.listen).unwrap_or(default_listen),
@@ -138,7 +142,8 @@ impl Config {
                 Some(false) | None => RootUser::Refused,
             },
             queue_max: file.queue_max.unwrap_or(DEFAULT_QUEUE_MAX),
-            capacity: capacity(&file.capacity)?,
+            capacity: capacity(&file.capacity, cpuset.as_ref())?,
+            cpuset,
             max_body_bytes,
             drain_timeout: Duration::from_millis(
                 file.drain_timeout_ms.unwrap_or(DEFAULT_DRAIN_TIMEOUT_MS),
@@ -216,10 +221,10 @@ fn bounded(name: &str, value: usize, max: usize) -> Result<usize, ConfigError> {
     Ok(value)
 }
 
-fn capacity(file: &file::CapacityFile) -> Result<Capacity, ConfigError> {
+fn capacity(file: &file::CapacityFile, cpuset: Option<&Cpuset>) -> Result<Capacity, ConfigError> {
     let cpu_millis = match file.cpus {
         Some(cpus) => limits::cpu_millis("capacity.cpus", cpus)?,
-        None => host::cpu_millis(),
+        None => host::cpu_millis(cpuset),
     };
     let memory_bytes = match file.memory_bytes {
         Some(bytes) => bytes,
@@ -275,6 +280,15 @@ mod tests {
     fn a_default_beyond_its_maximum_is_refused_by_name() {
         let error = load("[limits.cpu_ms]\ndefault = 9\nmax = 8").expect_err("refused");
         assert!(error.to_string().contains("limits.cpu_ms"), "{error}");
+    }
+
+    #[test]
+    fn chosen_cpus_are_what_there_is_to_give() {
+        let config = load("cpuset = '0'").expect("valid");
+        assert_eq!(config.cpuset.map(|cpuset| cpuset.to_string()).as_deref(), Some("0"));
+        assert_eq!(config.capacity.cpu_millis, 1000);
+        let config = load("cpuset = '0'\n[capacity]\ncpus = 0.5").expect("valid");
+        assert_eq!(config.capacity.cpu_millis, 500);
     }
 
     #[test]

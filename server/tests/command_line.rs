@@ -109,6 +109,7 @@ fn a_host_that_runs_these_tests_is_found_fit() {
     for name in ["container", "seccomp", "id-mapped layers", "swap"] {
         assert!(names.iter().any(|found| *found == name), "{name}: {names:?}");
     }
+    assert!(out.contains(" cpuset\""), "{names:?}");
     assert_eq!(fs::read_dir(place).expect("read").count(), 0, "something was left");
 }
 

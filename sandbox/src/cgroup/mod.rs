@@ -8,12 +8,14 @@
 //! needs files that cgroups-rs does not know (`memory.oom.group`, `memory.peak`, `kmem.tcp`, birth
 //! in the cgroup), and opens each file once instead of at every use.
 
+mod cpuset;
 mod v1;
 mod v2;
 
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU64;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::memory::MemController;
@@ -21,6 +23,7 @@ use cgroups_rs::fs::{Cgroup, hierarchies};
 use rustix::event::PollFlags;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
+use crate::cpuset::Cpuset;
 use crate::error::Context;
 use crate::spec::Limits;
 
@@ -90,6 +93,15 @@ impl Parent {
             v2::Parent::make(path, memory_bytes).map(Self::V2)
         } else {
             v1::Parent::make(path, memory_bytes).map(Self::V1)
+        }
+    }
+
+    /// Keeps all containers to these CPUs; without any, to none in particular. Fails with
+    /// `Unsupported` if the controller is missing.
+    pub(crate) fn keep_to(&mut self, path: &str, cpuset: Option<&Cpuset>) -> io::Result<()> {
+        match self {
+            Self::V1(parent) => parent.keep_to(path, cpuset),
+            Self::V2(parent) => parent.keep_to(path, cpuset),
         }
     }
 
@@ -172,6 +184,21 @@ impl Leaf {
         }
     }
 
+    /// Whether the kernel counts buffers of sockets apart from memory, and lets them grow beyond
+    /// their bound, so that somebody has to look at them.
+    pub(crate) fn counts_sockets_apart(&self) -> bool {
+        matches!(self, Self::V1(_))
+    }
+
+    /// Memory that cannot be reclaimed and buffers of sockets together; nothing where the former
+    /// includes the latter, or while these are as few as a container may have beside its memory.
+    pub(crate) fn memory_with_sockets(&self) -> io::Result<Option<u64>> {
+        match self {
+            Self::V1(leaf) => leaf.memory_with_sockets(),
+            Self::V2(_) => Ok(None),
+        }
+    }
+
     /// How many processes the OOM killer has ended.
     pub(crate) fn oom_kills(&self) -> io::Result<u64> {
         match self {
@@ -228,6 +255,12 @@ fn cpu_quota_us(limits: &Limits) -> u64 {
 /// Processes at one time as the kernel counts them, without init.
 fn without_init(pids: u64) -> u64 {
     pids.saturating_sub(INIT_PIDS)
+}
+
+fn open_directory(parent: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, path, flags, Mode::empty())
+        .context(|| format!("could not open `{}`", path.display()))
 }
 
 /// Opens a control file below `directory`.

@@ -9,9 +9,10 @@ use cgroups_rs::fs::{Cgroup, Hierarchy};
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    CPU_PERIOD_US, Counters, bound_memory, cpu_quota_us, field, open, pids_max, read, read_number,
-    remove, without_init, write, write_number,
+    CPU_PERIOD_US, Counters, bound_memory, cpu_quota_us, cpuset, field, open, open_directory,
+    pids_max, read, read_number, remove, without_init, write, write_number,
 };
+use crate::cpuset::Cpuset;
 use crate::error::Context;
 use crate::spec::Limits;
 
@@ -35,13 +36,18 @@ impl Parent {
         let handle = Cgroup::new_with_specified_controllers(Box::new(hierarchy), path, Some(names))
             .map_err(io::Error::other)?;
         bound_memory(&handle, memory_bytes)?;
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&directory, flags, Mode::empty())
-            .context(|| format!("could not open `{}`", directory.display()))?;
+        let directory = open_directory(rustix::fs::CWD, &directory)?;
         for controller in CONTROLLERS {
             write(directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
         }
         Ok(Self { directory })
+    }
+
+    pub(super) fn keep_to(&self, path: &str, cpuset: Option<&Cpuset>) -> io::Result<()> {
+        match cpuset {
+            Some(cpuset) => cpuset::set_v2(self.directory.as_fd(), path, cpuset),
+            None => cpuset::lift_v2(self.directory.as_fd()),
+        }
     }
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
@@ -52,8 +58,7 @@ impl Parent {
         let parent = self.directory.try_clone()?;
         rustix::fs::mkdirat(&parent, id, Mode::from_raw_mode(0o755))
             .context(|| format!("could not make `{id}`"))?;
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(&parent, id, flags, Mode::empty())?;
+        let directory = open_directory(parent.as_fd(), id.as_ref())?;
         let leaf = directory.as_fd();
         // One process out of memory is the end of all: a job half of whose processes were killed
         // has no result worth keeping.

@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) cgroup: cgroup::Parent,
     pub(crate) filters: Filters,
     pub(crate) covers: Covers,
-    /// CPUs of the host: what a container can use at most at one time.
+    /// CPUs that containers have: what one can use at most at one time.
     pub(crate) cores: u64,
     pub(crate) one_thread: OneThread,
 }

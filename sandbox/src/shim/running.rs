@@ -6,6 +6,7 @@
 //! ```
 
 mod ending;
+mod sockets;
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -81,6 +82,10 @@ struct Running<'j, 's> {
     next_cpu_look: Duration,
     /// When to look at the OOM counter, and how often still.
     next_oom_look: Option<(Duration, u32)>,
+    /// When to look at the buffers of sockets, where memory does not include them.
+    next_socket_look: Option<Duration>,
+    /// What they and memory were when they were too much together.
+    memory_with_sockets: Option<u64>,
     /// Why the program could not be executed.
     exec_error: Option<i32>,
     /// How the main process ended, if it was init that told.
@@ -109,6 +114,7 @@ impl<'j, 's> Running<'j, 's> {
         (at, baseline): (Duration, Counters),
     ) -> Result<Self> {
         let cores = job.cores;
+        let next_socket_look = sockets::first_look(&job.container.leaf, at);
         let Launched { gate, stdin, stdout, stderr } = launched;
         Ok(Self {
             job,
@@ -123,6 +129,8 @@ impl<'j, 's> Running<'j, 's> {
             baseline,
             next_cpu_look: at + soonest_cpu_limit(&step.limits, 0, cores),
             next_oom_look: None,
+            next_socket_look,
+            memory_with_sockets: None,
             exec_error: None,
             ended: None,
             is_init_dead: false,
@@ -272,7 +280,7 @@ impl<'j, 's> Running<'j, 's> {
             // Nothing is left to be limited; init has a bound of its own.
             Some(Kill::Step(at)) => return at + KILL_BOUND,
             Some(Kill::Container) => Duration::MAX,
-            None => self.next_cpu_look,
+            None => self.next_socket_look.unwrap_or(Duration::MAX).min(self.next_cpu_look),
         };
         [self.output.stdout.flush_at, self.output.stderr.flush_at]
             .into_iter()
@@ -301,6 +309,9 @@ impl<'j, 's> Running<'j, 's> {
         }
         if now >= self.next_cpu_look {
             self.look_at_cpu(now)?;
+        }
+        if self.next_socket_look.is_some_and(|at| now >= at) {
+            self.look_at_sockets(now)?;
         }
         if now >= self.started + Duration::from_millis(self.step.limits.wall_ms.get()) {
             self.kill()?;

@@ -17,6 +17,8 @@ pub(super) struct Facts {
     pub(super) wall: Duration,
     pub(super) memory_peak_bytes: u64,
     pub(super) oom_kills: u64,
+    /// What memory and buffers of sockets took together, if the step was ended for that.
+    pub(super) memory_with_sockets: Option<u64>,
     pub(super) output_bytes: u64,
     pub(super) is_cancelled: bool,
     /// How long the job had run when its own bound ended this step, and the bound, in
@@ -70,13 +72,12 @@ fn failed(
     }
 }
 
-/// Only an OOM kill counts: page cache may touch the limit without harm.
+/// Only a kill counts: page cache may touch the limit without harm.
 fn memory_limit(facts: &Facts, limits: &Limits) -> Option<LimitHit> {
-    (facts.oom_kills > 0).then_some(LimitHit {
-        limit: LimitName::MemoryBytes,
-        allowed: limits.memory_bytes.get(),
-        observed: facts.memory_peak_bytes,
-    })
+    let by_kernel = (facts.oom_kills > 0).then_some(facts.memory_peak_bytes);
+    let observed = facts.memory_with_sockets.or(by_kernel)?;
+    let allowed = limits.memory_bytes.get();
+    Some(LimitHit { limit: LimitName::MemoryBytes, allowed, observed })
 }
 
 fn output_limit(facts: &Facts, limits: &Limits) -> Option<LimitHit> {
@@ -134,6 +135,7 @@ mod tests {
         wall: Duration::from_micros(499_999),
         memory_peak_bytes: 64 << 20,
         oom_kills: 0,
+        memory_with_sockets: None,
         output_bytes: 100,
         is_cancelled: false,
         job_wall_ms: None,
@@ -158,6 +160,8 @@ mod tests {
         assert_eq!(verdict(&cpu), Verdict::CpuLimit);
         assert_eq!(verdict(&wall), Verdict::WallLimit);
         assert_eq!(verdict(&memory), Verdict::MemoryLimit);
+        let sockets = Facts { memory_with_sockets: Some(65 << 20), ..FINE };
+        assert_eq!(verdict(&sockets), Verdict::MemoryLimit);
         assert_eq!(verdict(&output), Verdict::OutputLimit);
     }
 

@@ -6,16 +6,17 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use lazaret_sandbox::error::Error;
 use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{
     ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
 };
 use lazaret_sandbox::spool::{Entry, Record, SpoolReader, Stream};
-use lazaret_sandbox::{Container, Event, Settings, Zygote};
+use lazaret_sandbox::{Container, Cpuset, Event, Settings, Zygote};
 use tempfile::TempDir;
 
-use crate::leftovers;
+use crate::leftovers::Footprint;
 
 /// The longest any container of these tests may take, on a busy machine and an emulated one.
 const PATIENCE_MS: u32 = 120_000;
@@ -32,6 +33,7 @@ pub(crate) struct Sandbox {
 /// A container that was started.
 pub(crate) struct Live {
     pub(crate) container: Container,
+    pub(crate) footprint: Footprint,
     spool: File,
 }
 
@@ -42,19 +44,23 @@ pub(crate) struct Ran {
 }
 
 impl Sandbox {
-    /// Forks the zygote; the process has one thread.
-    pub(crate) fn start() -> Self {
-        let name = format!("test-{}", std::process::id());
+    /// Forks a zygote, whose containers are kept to `cpuset`; the process has one thread.
+    pub(crate) fn start(name: &str, cpuset: Option<Cpuset>) -> Result<Self, Error> {
+        let name = format!("test-{}-{name}", std::process::id());
         let settings = Settings {
             run_dir: format!("/run/lazaret/{name}").into(),
             ids_dir: "/run/lazaret/ids".into(),
             cgroup_parent: format!("lazaret/{name}"),
             memory_bytes: NonZeroU64::new(8 << 30),
+            cpuset,
         };
-        let zygote = Zygote::start(&settings).expect("a zygote");
+        let zygote = Zygote::start(&settings).inspect_err(|_| {
+            // A zygote that could not start has left its directory, and nothing in it.
+            std::fs::remove_dir(&settings.run_dir).expect("removed");
+        })?;
         let directory = tempfile::tempdir().expect("a directory");
         let images = ImageStore::open(directory.path()).expect("an image store");
-        Self { settings, zygote, images, directory, containers: AtomicU32::new(0) }
+        Ok(Self { settings, zygote, images, directory, containers: AtomicU32::new(0) })
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -100,23 +106,25 @@ impl Sandbox {
         }
     }
 
-    /// An empty container.
-    pub(crate) fn spawn(&self) -> Container {
+    /// An empty container, and what it will have to take with it.
+    pub(crate) fn spawn(&self) -> (Container, Footprint) {
         let number = self.containers.fetch_add(1, Ordering::Relaxed);
-        self.zygote.spawn(&format!("c{number}")).expect("a container")
+        let container = self.zygote.spawn(&format!("c{number}")).expect("a container");
+        let footprint = Footprint::take(&self.settings, container.id());
+        (container, footprint)
     }
 
     /// An empty container of this name.
-    pub(crate) fn try_spawn(&self, id: &str) -> lazaret_sandbox::error::Result<Container> {
+    pub(crate) fn try_spawn(&self, id: &str) -> Result<Container, Error> {
         self.zygote.spawn(id)
     }
 
     /// Starts a container and leaves it running.
     pub(crate) fn start_container(&self, spec: ContainerSpec) -> Live {
-        let mut container = self.spawn();
+        let (mut container, footprint) = self.spawn();
         let spool = tempfile::tempfile().expect("a spool");
         container.start(spec, spool.as_fd()).expect("started");
-        Live { container, spool }
+        Live { container, footprint, spool }
     }
 
     /// Runs a container to its end and sees that nothing of it is left.
@@ -181,17 +189,22 @@ impl Live {
     }
 
     /// Waits for the end and sees that nothing is left.
-    pub(crate) fn finish(mut self, sandbox: &Sandbox) -> Ran {
+    pub(crate) fn finish(self, sandbox: &Sandbox) -> Ran {
+        let (ran, footprint) = self.end();
+        footprint.assert_gone(sandbox.settings());
+        ran
+    }
+
+    /// Waits for the end and acknowledges it. What may be left is the caller's to look for.
+    pub(crate) fn end(mut self) -> (Ran, Footprint) {
         let outcome = loop {
             if let Event::Finished(outcome) = self.event() {
                 break outcome;
             }
         };
         let records = self.records();
-        let id = self.container.id().to_owned();
         self.container.acknowledge().expect("acknowledged");
-        leftovers::assert_none(sandbox.settings(), &id);
-        Ran { outcome, records }
+        (Ran { outcome, records }, self.footprint)
     }
 }
 
@@ -245,6 +258,14 @@ pub(crate) fn limits() -> Limits {
         output_bytes: bytes(1 << 20),
         open_files: NonZeroU32::new(256).expect("not 0"),
     }
+}
+
+/// Whether the kernel counts CPU time by ticks: who runs at a tick is charged all of it, who ran
+/// between two is charged nothing, so that figures of a few ticks may be anything. User Mode Linux
+/// does; all others that this is tested on have a clock for each process.
+pub(crate) fn counts_cpu_by_ticks() -> bool {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").expect("readable");
+    cpus.contains("User Mode Linux")
 }
 
 /// A number that is not 0.

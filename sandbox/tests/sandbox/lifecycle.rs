@@ -5,11 +5,13 @@ use std::fs;
 use lazaret_sandbox::outcome::Verdict;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fixture::{Sandbox, await_that};
-use crate::{Test, leftovers, tests};
+use crate::fixture::{Live, Sandbox, await_that};
+use crate::leftovers::{cgroups_of, namespace_of};
+use crate::{Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_container_that_is_not_used_leaves_nothing,
+    a_network_namespace_that_stays_is_found,
     a_cancelled_container_says_so,
     a_killed_shim_takes_its_container_with_it,
     a_killed_init_is_a_fault,
@@ -20,12 +22,26 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 fn a_container_that_is_not_used_leaves_nothing(sandbox: &Sandbox) {
-    let container = sandbox.spawn();
-    let id = container.id().to_owned();
-    let directory = sandbox.settings().run_dir.join(&id);
-    await_that("the container was not made", || directory.join("shim").exists());
+    let (container, footprint) = sandbox.spawn();
     drop(container);
-    leftovers::assert_none(sandbox.settings(), &id);
+    footprint.assert_gone(sandbox.settings());
+}
+
+/// What all other tests rely on: the traces of a container are seen while they are there.
+fn a_network_namespace_that_stays_is_found(sandbox: &Sandbox) {
+    let mut live = sandbox.start_container(sandbox.command(&["sleep", "60"]));
+    live.await_start(0);
+    assert!(live.footprint.members() > 1 && live.footprint.network.is_known());
+    let held = fs::File::open(namespace_of(live.footprint.init, "net")).expect("a namespace");
+    live.container.cancel().expect("cancelled");
+    let (_, footprint) = live.end();
+    await_that("a process is still there", || footprint.members() == 0);
+    // The kernel destroys namespaces in turn: when that of a later container is gone, this one's
+    // would be.
+    sandbox.run(sandbox.command(&["true"]));
+    assert!(footprint.network.is_known());
+    drop(held);
+    footprint.assert_gone(sandbox.settings());
 }
 
 fn a_cancelled_container_says_so(sandbox: &Sandbox) {
@@ -44,32 +60,19 @@ fn shim(sandbox: &Sandbox, id: &str) -> Pid {
     Pid::from_raw(pid.expect("a pid")).expect("not 0")
 }
 
-/// The only child of a process.
-fn child(parent: Pid) -> Pid {
-    let parent = parent.as_raw_nonzero();
-    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let pid = text.expect("readable").split_whitespace().next().and_then(|pid| pid.parse().ok());
-    Pid::from_raw(pid.expect("a pid")).expect("not 0")
-}
-
 fn a_killed_shim_takes_its_container_with_it(sandbox: &Sandbox) {
     let mut live = sandbox.start_container(sandbox.script("setsid sleep 60 & sleep 60"));
     live.await_start(0);
-    let id = live.container.id().to_owned();
-    let shim = shim(sandbox, &id);
-    let init = child(shim);
-    kill_process(shim, Signal::KILL).expect("killed");
-    let gone = || !std::path::Path::new(&format!("/proc/{}", init.as_raw_nonzero())).exists();
-    await_that("init has outlived its shim", gone);
+    kill_process(shim(sandbox, live.container.id()), Signal::KILL).expect("killed");
+    await_that("init has outlived its shim", || live.footprint.members() == 0);
     while live.container.wait_event(30_000).is_ok() {}
-    leftovers::assert_none(sandbox.settings(), &id);
+    live.footprint.assert_gone(sandbox.settings());
 }
 
 fn a_killed_init_is_a_fault(sandbox: &Sandbox) {
     let mut live = sandbox.start_container(sandbox.command(&["sleep", "60"]));
     live.await_start(0);
-    let init = child(shim(sandbox, live.container.id()));
-    kill_process(init, Signal::KILL).expect("killed");
+    kill_process(live.footprint.init, Signal::KILL).expect("killed");
     let ran = live.finish(sandbox);
     assert_eq!(ran.outcome.verdict, Verdict::Fault);
     assert_eq!(ran.outcome.detail.as_deref(), Some("init: init ended by itself"));
@@ -79,17 +82,19 @@ fn a_killed_init_is_a_fault(sandbox: &Sandbox) {
 fn a_container_outlives_the_interest_of_its_caller(sandbox: &Sandbox) {
     let mut live = sandbox.start_container(sandbox.script("sleep 0.2; echo done"));
     live.await_start(0);
-    let id = live.container.id().to_owned();
-    drop(live);
+    let Live { container, footprint, .. } = live;
+    let id = container.id().to_owned();
+    drop(container);
     let directory = sandbox.settings().run_dir.join(&id);
     await_that("no outcome was kept", || directory.join("outcome").exists());
     assert_eq!(fs::read_to_string(directory.join("label")).expect("readable"), "test");
     // The cgroup is removed by the shim itself, before it keeps the outcome.
-    assert!(leftovers::cgroups_of(sandbox.settings(), &id).is_empty());
+    assert!(cgroups_of(sandbox.settings(), &id).is_empty());
     for file in ["outcome", "label", "shim"] {
         fs::remove_file(directory.join(file)).expect("removed");
     }
     fs::remove_dir(directory).expect("removed");
+    footprint.assert_gone(sandbox.settings());
 }
 
 fn a_spec_that_cannot_be_is_a_fault_that_says_why(sandbox: &Sandbox) {

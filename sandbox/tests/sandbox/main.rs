@@ -1,12 +1,15 @@
 //! The sandbox as its callers see it: real containers, on the cgroup version of the machine that
-//! this runs on. `main` is ours, so that the zygote is forked before the test threads exist.
+//! this runs on. `main` is ours, so that the zygote is forked, and the network namespace entered,
+//! before the test threads exist.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test ends where it is not as expected")]
 
+mod cpuset;
 mod fixture;
 mod image;
 mod leftovers;
 mod lifecycle;
 mod limits;
+mod netns;
 mod output;
 mod refusals;
 mod steps;
@@ -15,6 +18,8 @@ mod world;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use lazaret_sandbox::Settings;
+use lazaret_sandbox::error::Error;
 use libtest_mimic::{Arguments, Trial};
 
 use crate::fixture::Sandbox;
@@ -29,33 +34,47 @@ macro_rules! tests {
 }
 use tests;
 
+/// Containers for tests, or why there are none: that fails every test that needs them.
+type Started = Arc<Result<Sandbox, Error>>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let sandbox = Arc::new(Sandbox::start());
-    let before = Census::take(sandbox.settings());
+    netns::enter();
+    // Also by an earlier server with the same cgroup, whose choice is not the next one's.
+    drop(Sandbox::start("all", Some(cpuset::first())));
+    let sandbox = Arc::new(Sandbox::start("all", None));
+    let kept_to_one = Arc::new(Sandbox::start("one", Some(cpuset::first())));
+    let before = Census::take([&sandbox, &kept_to_one].into_iter().filter_map(settings).collect());
     let modules = [
-        ("image", image::TESTS),
-        ("lifecycle", lifecycle::TESTS),
-        ("limits", limits::TESTS),
-        ("output", output::TESTS),
-        ("refusals", refusals::TESTS),
-        ("steps", steps::TESTS),
-        ("world", world::TESTS),
+        ("cpuset", &kept_to_one, cpuset::TESTS),
+        ("image", &sandbox, image::TESTS),
+        ("lifecycle", &sandbox, lifecycle::TESTS),
+        ("limits", &sandbox, limits::TESTS),
+        ("output", &sandbox, output::TESTS),
+        ("refusals", &sandbox, refusals::TESTS),
+        ("steps", &sandbox, steps::TESTS),
+        ("world", &sandbox, world::TESTS),
     ];
-    let trials = modules.into_iter().flat_map(|(module, tests)| {
-        tests.iter().map(move |(name, test)| (format!("{module}::{name}"), *test))
-    });
-    let trials = trials.map(|(name, test)| {
-        let sandbox = Arc::clone(&sandbox);
-        Trial::test(name, move || {
-            test(&sandbox);
-            Ok(())
-        })
+    let trials = modules.into_iter().flat_map(|(module, sandbox, tests)| {
+        tests.iter().map(move |test| trial(module, test, Arc::clone(sandbox)))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    let settings = sandbox.settings().clone();
-    // The zygote ends with it, so that the census after is not of this test's own processes.
-    drop(sandbox);
-    before.compare(&settings);
+    // The zygotes end with them, so that the census after is not of this test's own processes.
+    drop((sandbox, kept_to_one));
+    before.compare();
     conclusion.exit_code()
+}
+
+fn settings(sandbox: &Started) -> Option<Settings> {
+    sandbox.as_ref().as_ref().ok().map(|sandbox| sandbox.settings().clone())
+}
+
+fn trial(module: &str, (name, test): &'static Test, sandbox: Started) -> Trial {
+    Trial::test(format!("{module}::{name}"), move || match sandbox.as_ref() {
+        Ok(sandbox) => {
+            test(sandbox);
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    })
 }

@@ -7,6 +7,7 @@ pub(crate) const TESTS: &[Test] = tests![
     it_is_an_ordinary_user_without_capabilities,
     it_has_every_kind_of_namespace_of_its_own,
     it_sees_no_processes_but_its_own,
+    it_may_run_on_every_cpu,
     it_sees_no_paths_of_the_host,
     it_has_a_small_root,
     it_has_nothing_open_but_stdio,
@@ -58,6 +59,13 @@ fn it_has_every_kind_of_namespace_of_its_own(sandbox: &Sandbox) {
 fn it_sees_no_processes_but_its_own(sandbox: &Sandbox) {
     let processes = script(sandbox, "ps -e -o comm= > /tmp/processes; cat /tmp/processes");
     assert_eq!(processes, "sh\nps\n");
+}
+
+/// Although the server before this one had chosen a CPU: see `main`.
+fn it_may_run_on_every_cpu(sandbox: &Sandbox) {
+    let inside = script(sandbox, "grep Cpus_allowed_list /proc/self/status");
+    let outside = std::fs::read_to_string("/proc/self/status").expect("readable");
+    assert!(outside.contains(&inside), "{inside}\n{outside}");
 }
 
 fn it_sees_no_paths_of_the_host(sandbox: &Sandbox) {

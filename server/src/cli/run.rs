@@ -90,6 +90,7 @@ fn execute(args: &Args) -> Result<ExitCode, CliError> {
         ids_dir: IDS_DIR.into(),
         cgroup_parent: CGROUP_PARENT.into(),
         memory_bytes: None,
+        cpuset: None,
     })
     .map_err(CliError::refused)?;
     let store = args.place.open()?;

@@ -108,6 +108,7 @@ fn open(config: Config) -> Result<Opened, CliError> {
         ids_dir: config.ids_dir.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
         memory_bytes: NonZeroU64::new(config.capacity.memory_bytes),
+        cpuset: config.cpuset.clone(),
     };
     // A second server on this directory is refused before it touches the first one's cgroups.
     drop(try_lock(&config.data_dir)?);
@@ -151,6 +152,12 @@ fn no_sandbox(error: &Error) -> CliError {
         return CliError::Refused(format!(
             "containers need cgroups: mount the controllers cpu, memory and pids where this \
              process can write ({error})"
+        ));
+    }
+    if error.stage == Stage::Cpuset {
+        return CliError::Refused(format!(
+            "`cpuset` is set, but containers cannot be kept to CPUs here: take it out of the \
+             configuration, or mend what `lazaret doctor` says of `cpuset` ({error})"
         ));
     }
     CliError::Refused(format!(

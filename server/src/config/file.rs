@@ -35,6 +35,8 @@ pub struct ConfigFile {
     pub max_connections: Option<usize>,
     /// Containers that are made ahead of time and wait.
     pub warm_containers: Option<usize>,
+    /// The CPUs that all containers run on, as the kernel lists them: `0-3,6`.
+    pub cpuset: Option<String>,
     /// Defaults and maxima of every limit.
     pub limits: LimitsFile,
     /// What all running jobs together may take.

@@ -3,13 +3,41 @@
 use std::fs;
 use std::io;
 
+use lazaret_sandbox::Cpuset;
+
+use super::ConfigError;
+
 /// The share of free memory that jobs may take; the rest is the host's.
 const SHARE_PERCENT: u64 = 80;
 
-/// CPUs this process may use, in thousandths of one.
-pub(super) fn cpu_millis() -> u32 {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+/// CPUs that jobs may use, in thousandths of one: those that were chosen, or all.
+pub(super) fn cpu_millis(cpuset: Option<&Cpuset>) -> u32 {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    let cpus = cpuset.map_or_else(all, Cpuset::count);
     u32::try_from(cpus.saturating_mul(1000)).unwrap_or(u32::MAX)
+}
+
+/// The CPUs that `text` chooses among those of this host.
+///
+/// # Errors
+/// If it is no set of CPUs, or has one that the host lacks.
+pub(super) fn cpuset(text: &str) -> Result<Cpuset, ConfigError> {
+    let online = Cpuset::online().map_err(|error| {
+        ConfigError(format!("`cpuset` cannot be used: the host does not list its CPUs: {error}"))
+    })?;
+    choose(text, &online)
+}
+
+fn choose(text: &str, online: &Cpuset) -> Result<Cpuset, ConfigError> {
+    let refused = |why: &dyn std::fmt::Display| {
+        let text = text.trim();
+        ConfigError(format!("`cpuset` is `{text}`: {why}: choose among the CPUs `{online}`"))
+    };
+    let cpuset: Cpuset = text.parse().map_err(|error| refused(&error))?;
+    match cpuset.without(online) {
+        Some(missing) => Err(refused(&format!("this host has no CPU `{missing}`"))),
+        None => Ok(cpuset),
+    }
 }
 
 /// Memory that jobs may take: a share of what is available, or of this process's cgroup if that
@@ -60,7 +88,18 @@ mod tests {
 
     #[test]
     fn this_host_has_something_to_give() {
-        assert!(cpu_millis() >= 1000);
+        assert!(cpu_millis(None) >= 1000);
         assert!(spare_memory_bytes().expect("readable") > 0);
+    }
+
+    #[test]
+    fn cpus_that_the_host_lacks_are_refused_by_name() {
+        let online = "0-3".parse().expect("a set");
+        let choice = |text| choose(text, &online).map_err(|error| error.to_string());
+        assert_eq!(choice("0,2").map(|cpuset| cpu_millis(Some(&cpuset))), Ok(2000));
+        let error = "`cpuset` is `2-9`: this host has no CPU `4-9`: choose among the CPUs `0-3`";
+        assert_eq!(choice("2-9"), Err(error.to_owned()));
+        let error = "`cpuset` is ``: no list of CPUs such as `0-3,6`: choose among the CPUs `0-3`";
+        assert_eq!(choice(" "), Err(error.to_owned()));
     }
 }

@@ -71,6 +71,7 @@ impl Running<'_, '_> {
             wall: Duration::from_micros(usage.wall_us),
             memory_peak_bytes: usage.memory_peak_bytes,
             oom_kills: usage.oom_kills,
+            memory_with_sockets: self.memory_with_sockets,
             output_bytes: usage.output_bytes,
             is_cancelled: self.job.server.is_cancelled && self.killed.is_some(),
             job_wall_ms: self.job_wall_ms,

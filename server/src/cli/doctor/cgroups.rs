@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Finding;
+use super::{Finding, Status};
 
 /// Controllers that are needed, and a limit of each to try: file and value on v1, then on v2.
 const NEEDED: [(&str, [&str; 2], [&str; 2]); 3] = [
@@ -26,6 +26,21 @@ pub(super) fn look() -> Vec<Finding> {
                 NEEDED.iter().map(|(name, limit, _)| try_v1(name, Some(*limit))).collect();
             findings.push(try_v1(V1_COUNTER, None));
             findings
+        }
+    }
+}
+
+/// Whether containers can be kept to CPUs that the operator chooses. They are as safe without.
+pub(super) fn cpuset() -> Finding {
+    let finding = match version() {
+        Version::V1 => try_v1("cpuset", None),
+        Version::V2 => try_v2("cpuset", ["cpuset.cpus", "0"]),
+    };
+    match finding.status {
+        Status::Ok | Status::Note => finding,
+        Status::Missing => {
+            let found = format!("{}: `cpuset` in the configuration is refused", finding.found);
+            Finding { status: Status::Note, found, ..finding }
         }
     }
 }

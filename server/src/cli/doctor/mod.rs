@@ -70,9 +70,11 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         ids_dir: "/run/lazaret/ids".into(),
         cgroup_parent: "lazaret/doctor".into(),
         memory_bytes: None,
+        cpuset: None,
     });
     let mut findings = vec![host::privileges(), host::kernel()];
     findings.extend(cgroups::look());
+    findings.push(cgroups::cpuset());
     findings.push(cgroups::swap());
     findings.push(host::user_namespaces());
     findings.extend(container::look(zygote, &scratch.path));
