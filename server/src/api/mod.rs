@@ -38,6 +38,7 @@ use crate::runner::Runner;
 use crate::store::Store;
 use body::BodyRoom;
 use problem::Problem;
+pub use request_id::nameless;
 
 /// What the handlers work with. Cloning it is cheap.
 #[derive(Debug, Clone)]

@@ -22,7 +22,7 @@ const RETRY_AFTER_S: u64 = 1;
 /// What went wrong, as a word that never changes its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// The body is not JSON, or a parameter cannot be read.
+    /// The request is not HTTP, its body is not JSON, or a parameter cannot be read.
     Malformed,
     /// There is nothing at this path.
     NotFound,
@@ -34,6 +34,10 @@ pub enum Code {
     Conflict,
     /// The body is larger than it may be.
     BodyTooLarge,
+    /// The path and query are longer than they may be.
+    UriTooLong,
+    /// The headers are larger, or more, than they may be.
+    HeadersTooLarge,
     /// The body is not JSON by its own word.
     UnsupportedMediaType,
     /// The request was understood, and is not acceptable.
@@ -59,6 +63,8 @@ impl Code {
             Self::RequestTimeout => "request-timeout",
             Self::Conflict => "conflict",
             Self::BodyTooLarge => "body-too-large",
+            Self::UriTooLong => "uri-too-long",
+            Self::HeadersTooLarge => "headers-too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
             Self::Invalid => "invalid",
             Self::IdempotencyKeyReused => "idempotency-key-reused",
@@ -77,6 +83,8 @@ impl Code {
             Self::RequestTimeout => "The request took too long to arrive",
             Self::Conflict => "The job is not in a state for this",
             Self::BodyTooLarge => "The body is too large",
+            Self::UriTooLong => "The path is too long",
+            Self::HeadersTooLarge => "The headers are too large",
             Self::UnsupportedMediaType => "The body has the wrong media type",
             Self::Invalid => "The request is not acceptable",
             Self::IdempotencyKeyReused => "The idempotency key was used for another request",
@@ -95,6 +103,8 @@ impl Code {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
