@@ -3,7 +3,7 @@
 //! ```text
 //! configuration ─ lock free? ─ zygote (before any thread) ─ lock ─ orphans ─ images, logs, store
 //! ─ unfinished jobs ─ socket ─▶ serve ─ SIGTERM ─▶ drain: running jobs end ─▶ connections ─▶ store
-//!                                     └ a second signal, or too long: at once
+//! ─▶ zygote                           └ a second signal, or too long: at once
 //! ```
 
 use std::collections::HashMap;
@@ -222,7 +222,7 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
     let (config, runner) = (Arc::new(config), Arc::new(runner));
     let socket = bind(config.listen).await?;
     let address = socket.local_addr().map_err(|error| CliError::Failed(error.to_string()))?;
-    let api = start(Arc::clone(&config), runner, &tasks).await?;
+    let api = start(Arc::clone(&config), Arc::clone(&runner), &tasks).await?;
     let recovered = api.dispatch.recover(outcomes).await;
     recovered.map_err(|error| CliError::Failed(error.to_string()))?;
     let router = api::router(api);
@@ -246,6 +246,10 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
         if tokio::time::timeout(CONNECTION_GRACE, tracker.wait()).await.is_err() {
             tracing::warn!("gave up on what did not end in time");
         }
+    }
+    // The directory is still locked, so no successor looks on.
+    if let Err(error) = tokio::task::block_in_place(|| runner.pool.close()) {
+        tracing::warn!(%error, "the zygote did not end in time");
     }
     Ok(code)
 }

@@ -203,12 +203,17 @@ impl Server {
         }
     }
 
-    /// Removes the cgroup of all its containers in every hierarchy; false if some is in use.
-    fn remove_cgroup(&self) -> bool {
+    /// Where the cgroup of all its containers is, or would be, in every hierarchy.
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten();
         let roots = hierarchies.map(|entry| entry.path()).chain([root.to_owned()]);
-        let removed = roots.map(|root| std::fs::remove_dir(root.join(&self.cgroup_parent)));
+        roots.map(|root| root.join(&self.cgroup_parent)).collect()
+    }
+
+    /// Removes the cgroup of all its containers in every hierarchy; false if some is in use.
+    fn remove_cgroup(&self) -> bool {
+        let removed = self.cgroups().into_iter().map(std::fs::remove_dir);
         let in_use = |result: &io::Result<()>| {
             result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
         };
