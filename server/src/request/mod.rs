@@ -6,6 +6,7 @@ mod environment;
 mod errors;
 mod files;
 mod limits;
+mod object;
 mod paths;
 #[cfg(test)]
 mod tests;
@@ -44,7 +45,7 @@ pub struct JobRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
     /// Several commands, run one after another on one file system.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe_list")]
     pub steps: Option<Vec<StepRequest>>,
     /// What `command` or `script` reads.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,7 +64,7 @@ pub struct JobRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// What each step may use.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe")]
     pub limits: Option<LimitsRequest>,
     /// Bound of the whole job, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +108,7 @@ pub struct StepRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
     /// What it may use, put over what the job says.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe")]
     pub limits: Option<LimitsRequest>,
     /// Whether it runs, depending on the steps before it. Default: `success`.
     #[serde(skip_serializing_if = "Option::is_none")]

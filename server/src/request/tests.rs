@@ -200,6 +200,29 @@ fn files_are_refused_for_where_they_are_and_what_they_hold() {
     desk.refused(&with("files", &json!({"a": "1", "a/b/c": "2"})), "/files/a~1b~1c");
 }
 
+/// What is said of a text that has not the shape of a request, with the pointer first.
+fn misshapen(text: &str) -> String {
+    let problem = body::parse_object::<JobRequest>(text.as_bytes()).expect_err(text);
+    format!("{problem:?}")
+}
+
+#[test]
+fn an_array_is_no_object() {
+    for (text, pointer) in [
+        (r#"[["true"]]"#, ""),
+        (r#"{"command": ["true"], "limits": [100]}"#, "/limits"),
+        (r#"{"steps": [["build", ["true"]]]}"#, "/steps/0"),
+        (r#"{"steps": [{"command": ["a"]}, {"limits": []}]}"#, "/steps/1/limits"),
+        (r#"{"command": ["true"], "files": ["a"]}"#, "/files"),
+        (r#"{"command": ["true"], "files": {"a": ["Zg==", null, "0755"]}}"#, "/files/a"),
+        (r#"{"command": ["cat"], "stdin": ["Zg=="]}"#, "/stdin"),
+    ] {
+        let said = misshapen(text);
+        let is_there = said.contains(&format!("pointer: {pointer:?}")) && said.contains("object");
+        assert!(said.contains("Invalid") && is_there, "{text}: {said}");
+    }
+}
+
 #[test]
 fn a_path_that_is_written_twice_is_a_mistake() {
     let text = br#"{"command": ["true"], "files": {"a": "1", "a": "2"}}"#;
