@@ -80,7 +80,9 @@ async fn what_is_no_request_is_a_problem() {
         "POST /fine HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ] {
-        is_problem(&answer(sent.as_bytes()).await, 400, "malformed");
+        let answer = answer(sent.as_bytes()).await;
+        assert!(!answer.is_empty(), "{sent:?}");
+        is_problem(&answer, 400, "malformed");
     }
 }
 

@@ -27,9 +27,13 @@ const MAX_PROBLEM_BYTES: usize = 64 << 10;
 /// buffer. `None` if it has asked for nothing, or has its answer.
 pub(super) fn problem(error: &hyper::Error, socket: &Socket, unread: &[u8]) -> Option<Problem> {
     let is_answered_by_hyper = error.is_parse() && !error.is_parse_version_h2();
-    // What hyper said has gone out, behind an answer that had not quite left.
-    let is_told = is_answered_by_hyper && !socket.has_withheld();
-    if !socket.is_between_requests() || is_told || unread.is_empty() {
+    let is_told = if is_answered_by_hyper {
+        // Or else it went out, behind an answer that had not quite left.
+        !socket.has_withheld()
+    } else {
+        unread.is_empty()
+    };
+    if is_told || !socket.is_between_requests() {
         return None;
     }
     let problem = if error.is_parse_too_large() && !unread.contains(&b'\n') {
