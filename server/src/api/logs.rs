@@ -6,18 +6,19 @@ use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
 use super::Api;
+use super::accept;
 use super::jobs::parse_id;
 use super::problem::{Code, NO_CONTENT, Problem};
 use super::query::{Parameters, refused};
 use crate::logs::follow::{self, CHUNK_QUEUE, Extent, Wanted};
-use crate::logs::frame::{Format, Frame, StreamName};
+use crate::logs::frame::{Frame, StreamName};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -56,7 +57,7 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
     let [step, stream, after, follow] = parameters.named(["step", "stream", "after", "follow"])?;
-    let format = format(&headers);
+    let format = accept::log_format(&headers)?;
     let after = match (after, headers.get(LAST_EVENT_ID)) {
         (Some(after), _) => number("after", &after)?,
         (None, Some(after)) => number("Last-Event-ID", after.to_str().unwrap_or_default())?,
@@ -94,20 +95,6 @@ pub(super) async fn get(
         HeaderValue::from_static("nosniff"),
     );
     Ok(response)
-}
-
-/// The first of our three forms that the client names; text if it names none.
-fn format(headers: &HeaderMap) -> Format {
-    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    for media in accepted.flat_map(|value| value.split(',')) {
-        match media.split(';').next().map(str::trim) {
-            Some("text/event-stream") => return Format::EventStream,
-            Some("application/jsonl" | "application/x-ndjson") => return Format::JsonLines,
-            Some("text/plain") => return Format::Text,
-            Some(_) | None => {}
-        }
-    }
-    Format::Text
 }
 
 fn number(name: &str, text: &str) -> Result<u64, Problem> {

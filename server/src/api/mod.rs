@@ -1,6 +1,7 @@
 //! HTTP: one resource a file. Starts no process, knows no SQL; what is not a success is a
 //! [`problem`].
 
+mod accept;
 pub mod body;
 mod health;
 mod images;

@@ -28,6 +28,8 @@ pub enum Code {
     NotFound,
     /// The path is there, the method is not.
     MethodNotAllowed,
+    /// There is nothing here in a form that the client takes.
+    NotAcceptable,
     /// The request did not arrive in time.
     RequestTimeout,
     /// The job is not in a state in which this can be done.
@@ -60,6 +62,7 @@ impl Code {
             Self::Malformed => "malformed",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
+            Self::NotAcceptable => "not-acceptable",
             Self::RequestTimeout => "request-timeout",
             Self::Conflict => "conflict",
             Self::BodyTooLarge => "body-too-large",
@@ -80,6 +83,7 @@ impl Code {
             Self::Malformed => "The request cannot be read",
             Self::NotFound => "There is no such thing",
             Self::MethodNotAllowed => "This cannot be done here",
+            Self::NotAcceptable => "There is no such form of this",
             Self::RequestTimeout => "The request took too long to arrive",
             Self::Conflict => "The job is not in a state for this",
             Self::BodyTooLarge => "The body is too large",
@@ -100,6 +104,7 @@ impl Code {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
