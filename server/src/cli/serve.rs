@@ -122,7 +122,8 @@ fn open(config: Config) -> Result<Opened, CliError> {
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
     let pool = Pool::new(zygote, config.warm_containers);
-    Ok(Opened { config, runner: Runner { pool, images, files }, outcomes, _lock: lock })
+    let runner = Runner { pool, images, files, grace: config.grace };
+    Ok(Opened { config, runner, outcomes, _lock: lock })
 }
 
 /// Which job an orphan ran and how that ended, if it ran one and told its end.
