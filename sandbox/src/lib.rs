@@ -44,6 +44,7 @@ mod inherited;
 mod init;
 mod orders;
 pub mod outcome;
+mod premises;
 mod run_dir;
 mod settings;
 mod shim;

@@ -91,7 +91,7 @@ pub struct LimitHit {
     pub observed: u64,
 }
 
-/// The limits that can be met, named as in a request.
+/// The limits that can be met, named as in a request but for the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitName {
@@ -107,6 +107,9 @@ pub enum LimitName {
     OutputBytes,
     /// Storage of the container.
     DiskBytes,
+    /// Files, directories and links in that storage: it has room for so many, in proportion to
+    /// its bytes. Not a limit of its own in a request.
+    DiskFiles,
 }
 
 /// What a step used, read when no process of it was left.

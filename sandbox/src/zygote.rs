@@ -7,35 +7,43 @@
 //! server ◀═════════════ the socket pair ══════════════════════════════▶ shim
 //! ```
 //!
-//! The zygote ends when its socket does; shims are sessions of their own and go on. A shim that
-//! ends in any other way than by finishing has its container killed and cleaned up by the zygote.
+//! The zygote ends when its socket does, and takes away what it made if nobody needs it any more;
+//! shims are sessions of their own and go on. A shim that ends in any other way than by finishing
+//! has its container killed and cleaned up by the zygote.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
 use rustix::process::{PidfdFlags, WaitOptions, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup;
 use crate::container::proc::Covers;
 use crate::container::rlimits::set_common_limits;
 use crate::container::seccomp::Filters;
 use crate::cpuset::Cpuset;
-use crate::error::{At as _, Context as _, Error, Result, Stage};
+use crate::error::{At as _, Error, Result, Stage};
 use crate::handle::Container;
 use crate::orders::Failure;
+use crate::premises::{self, Premises};
 use crate::run_dir;
 use crate::settings::Settings;
 use crate::shim::{self, Shared};
 use crate::sys::{self, Fork as Forked, OneThread};
 use crate::wire::{self, Channel, MAX_FRAME_BYTES};
+
+/// How long shims that wait for a job may take to end when there is no server any more.
+const SHIMS_BOUND: Duration = Duration::from_secs(3);
+/// How long the zygote may take to end: shims, then cgroups.
+const END_BOUND: Duration = Duration::from_secs(5);
 
 /// The server's end of the zygote.
 #[derive(Debug)]
@@ -89,6 +97,27 @@ impl Zygote {
         self.process.as_fd()
     }
 
+    /// Has the zygote end, and waits until it has. What it made, `$run` and the parent cgroup, is
+    /// gone then unless a container is left. No container can be made any more.
+    ///
+    /// # Errors
+    /// At [`Stage::Zygote`] if it does not end in time.
+    pub fn end(&self) -> Result<()> {
+        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        match shutdown(&*channel, Shutdown::Both) {
+            // It is gone already.
+            Ok(()) | Err(Errno::NOTCONN) => {}
+            Err(error) => return Err(error).at(Stage::Zygote),
+        }
+        let bound = Timespec::try_from(END_BOUND).map_err(io::Error::other).at(Stage::Zygote)?;
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        let ended = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&bound)));
+        match ended.at(Stage::Zygote)? {
+            0 => Err(io::Error::from(ErrorKind::TimedOut)).at(Stage::Zygote),
+            _ => Ok(()),
+        }
+    }
+
     /// An empty container that waits for its only job. `id` names its directory in `$run` and its
     /// cgroup: lower case letters, digits and `-`, unique among the living.
     ///
@@ -119,11 +148,11 @@ fn check_id(id: &str) -> io::Result<()> {
 /// Lives as the zygote.
 fn main(mut server: Channel, settings: &Settings, one_thread: OneThread) -> ! {
     let code = match prepare(settings, one_thread) {
-        Ok(shared) => match serve(&mut server, &shared) {
-            Ok(Side::Zygote) => 0,
+        Ok((premises, shared)) => match serve(&mut server, &shared) {
+            Ok(Side::Zygote) => end(premises, &shared),
             Ok(Side::Shim(id, socket)) => {
                 // A copy of it would keep the zygote's end open beyond the zygote's own life.
-                drop(server);
+                drop((server, premises));
                 shim::main(&id, socket, &shared)
             }
             Err(_server_gone) => 1,
@@ -137,29 +166,26 @@ fn main(mut server: Channel, settings: &Settings, one_thread: OneThread) -> ! {
 }
 
 /// All that shims will need, made once.
-fn prepare(settings: &Settings, one_thread: OneThread) -> Result<Shared> {
+fn prepare(settings: &Settings, one_thread: OneThread) -> Result<(Premises, Shared)> {
     // A session of its own: what the terminal sends to the server is not for containers.
     rustix::process::setsid().at(Stage::Zygote)?;
     sys::name_process(c"lazaret-zygote").at(Stage::Zygote)?;
     sys::reset_signals();
     set_common_limits().at(Stage::Rlimits)?;
-    std::fs::create_dir_all(&settings.run_dir)
-        .context(|| format!("could not make `{}`", settings.run_dir.display()))
-        .at(Stage::RunDirectory)?;
-    let path = &settings.cgroup_parent;
-    let cgroup = cgroup::Parent::make(path, settings.memory_bytes);
-    let mut cgroup = cgroup.at(Stage::Cgroup)?;
-    cgroup.keep_to(path, settings.cpuset.as_ref()).at(Stage::Cpuset)?;
+    let (premises, mut cgroup) = premises::enter(settings)?;
+    let kept = cgroup.keep_to(&settings.cgroup_parent, settings.cpuset.as_ref());
+    kept.at(Stage::Cpuset)?;
     let filters = Filters::compile().at(Stage::Seccomp)?;
     filters.install_on_zygote().at(Stage::Seccomp)?;
-    Ok(Shared {
+    let shared = Shared {
         settings: settings.clone(),
         cgroup,
         filters,
         covers: Covers::find().at(Stage::Proc)?,
         cores: cores(settings),
         one_thread,
-    })
+    };
+    Ok((premises, shared))
 }
 
 /// How many CPUs containers have.
@@ -245,6 +271,52 @@ fn reap(shims: &mut HashMap<i32, String>, shared: &Shared) -> Result<()> {
         let Some(id) = shims.remove(&pid.as_raw_nonzero().get()) else { continue };
         if status.exit_status() != Some(0) {
             clean_up(id, shared)?;
+        }
+    }
+}
+
+/// Takes away what was made for the containers, once those are gone that only waited for a job.
+/// Answers with the exit code.
+fn end(premises: Premises, shared: &Shared) -> i32 {
+    let left = match await_shims() {
+        Ok(Shims::Ended) => {
+            premises.leave(&shared.settings.run_dir, || shared.cgroup.remove_made())
+        }
+        // The next server takes them up, and all of this.
+        Ok(Shims::Run) => Ok(()),
+        Err(error) => Err(error),
+    };
+    let Err(error) = left else { return 0 };
+    let line = format!("lazaret: the zygote could not take away what it made: {error}\n");
+    i32::from(rustix::io::write(rustix::stdio::stderr(), line.as_bytes()).is_ok()) + 1
+}
+
+/// What has become of the shims.
+enum Shims {
+    Ended,
+    Run,
+}
+
+/// Waits for the shims, but not for those that run a job. They are reaped and no more: a successor
+/// may be cleaning up after them already.
+fn await_shims() -> io::Result<Shims> {
+    let children = watch_children()?;
+    let deadline = Instant::now() + SHIMS_BOUND;
+    loop {
+        while children.read_signal()?.is_some() {}
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) => break,
+                Err(Errno::CHILD) => return Ok(Shims::Ended),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut fds = [PollFd::new(&children, PollFlags::IN)];
+        if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&left)))? == 0 {
+            return Ok(Shims::Run);
         }
     }
 }

@@ -25,6 +25,8 @@ const DEFAULT_MAX_BODY_BYTES: usize = 64 << 20;
 const MAX_BODY_BYTES: usize = 256 << 20;
 /// How long a drain waits for running jobs before it gives up on them.
 const DEFAULT_DRAIN_TIMEOUT_MS: u64 = 600_000;
+/// How much longer than its own limit a container may take before its shim is given up.
+const DEFAULT_GRACE_MS: u64 = 60_000;
 /// Connections served at one time.
 const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 /// Containers that wait: one for the next job, and one for when it comes before the next is made.
@@ -68,6 +70,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// How long a drain waits for running jobs.
     pub drain_timeout: Duration,
+    /// How much longer than its own limit a container may take before its shim is given up.
+    pub grace: Duration,
     /// Connections served at one time.
     pub max_connections: usize,
     /// Containers that are made ahead of time and wait.
@@ -148,6 +152,7 @@ impl Config {
             drain_timeout: Duration::from_millis(
                 file.drain_timeout_ms.unwrap_or(DEFAULT_DRAIN_TIMEOUT_MS),
             ),
+            grace: Duration::from_millis(file.grace_ms.unwrap_or(DEFAULT_GRACE_MS)),
             warm_containers: bounded(
                 "warm_containers",
                 file.warm_containers.unwrap_or(DEFAULT_WARM_CONTAINERS),

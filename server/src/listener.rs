@@ -1,29 +1,46 @@
 //! Connections: accepted here, not by `axum::serve`, which has neither a header time-out nor a
-//! bound of connections.
+//! bound of connections, and leaves clients without a problem that send no HTTP.
+
+mod socket;
+#[cfg(test)]
+mod tests;
+mod unread;
 
 use std::convert::Infallible;
+use std::error::Error;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use axum::response::Response;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1::{self, Parts};
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-/// How long a client may take to send the headers of a request, and to be idle between two.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+use socket::{Exchange, Exchanges, Socket};
+
+/// How long a client may take to send the headers of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection may be idle between two requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of headers that are held for one connection.
 const MAX_HEADER_BYTES: usize = 64 << 10;
+/// Headers of one request.
+const MAX_HEADERS: usize = 100;
 /// How long to wait when the host has no more descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -74,25 +91,22 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "could not set TCP_NODELAY");
         }
-        let service =
-            TowerToHyperService::new(tower::service_fn(move |request: Request<Incoming>| {
-                let router = router.clone();
-                async move { Ok::<_, Infallible>(call(router, request).await) }
-            }));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+        let exchanges = Arc::new(Exchanges::default());
+        let socket = Socket::new(stream, Arc::clone(&exchanges));
+        let mut connection = http1::Builder::new()
+            .header_read_timeout(None)
             .max_buf_size(MAX_HEADER_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
+            .max_headers(MAX_HEADERS)
+            .serve_connection(TokioIo::new(socket), Answering { router, exchanges });
         let served = tokio::select! {
-            served = connection.as_mut() => served,
+            served = poll_fn(|context| connection.poll_without_shutdown(context)) => served,
             () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                Pin::new(&mut connection).graceful_shutdown();
+                poll_fn(|context| connection.poll_without_shutdown(context)).await
             }
         };
-        if let Err(error) = served {
+        let Parts { io, read_buf, .. } = connection.into_parts();
+        if let Err(error) = end(served, io.into_inner(), &read_buf).await {
             // Clients leave as they like; only who looks for it wants to know.
             tracing::debug!(%peer, %error, "a connection ended early");
         }
@@ -100,9 +114,61 @@ impl Connection {
     }
 }
 
-async fn call(router: Router, request: Request<Incoming>) -> axum::response::Response {
-    match router.oneshot(request.map(Body::new)).await {
-        Ok(response) => response,
-        Err(never) => match never {},
+/// Ends a connection that hyper is done with; tells the client why, if hyper could not.
+async fn end(
+    served: hyper::Result<()>,
+    socket: Socket,
+    unread: &[u8],
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let problem = served.as_ref().err().and_then(|error| unread::problem(error, &socket, unread));
+    let mut stream = socket.into_stream();
+    match problem {
+        Some(problem) => unread::tell(problem, stream).await?,
+        None => stream.shutdown().await?,
+    }
+    Ok(served?)
+}
+
+/// The router as hyper calls it.
+struct Answering {
+    router: Router,
+    exchanges: Arc<Exchanges>,
+}
+
+impl Service<Request<Incoming>> for Answering {
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let exchange = Exchange::begin(&self.exchanges);
+        let response = self.router.clone().oneshot(request.map(Body::new));
+        Box::pin(async { Ok(response.await?.map(|body| Answer { body, _exchange: exchange })) })
+    }
+}
+
+/// The body of an answer, which has left when this is dropped.
+struct Answer {
+    body: Body,
+    _exchange: Exchange,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

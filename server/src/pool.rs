@@ -96,6 +96,15 @@ impl Pool {
         Ok(())
     }
 
+    /// Ends the containers that wait and the zygote, with all that it made. Blocks.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub fn close(&self) -> Result<()> {
+        self.ready().clear();
+        self.zygote.end()
+    }
+
     fn pop(&self) -> Option<Container> {
         self.ready().pop_front()
     }

@@ -19,11 +19,9 @@ use crate::logs::harvest::{self, Harvest};
 use crate::pool::Pool;
 use crate::store::KeptLog;
 
-/// How much longer than its own limit a container may take before its shim is given up.
-const GRACE: Duration = Duration::from_secs(60);
-
 /// How long a container that was given up may take to end before its room is given away although
-/// it may still take it: only a shim that hangs needs longer, and no wait mends that.
+/// it may still take it: only a shim that hangs needs longer, and no wait mends that. Never longer
+/// than [`Runner::grace`].
 const KILL_GRACE: Duration = Duration::from_secs(10);
 
 /// Bytes that are copied without moving other work off the thread first: that takes longer.
@@ -38,6 +36,8 @@ pub struct Runner {
     pub images: ImageStore,
     /// Where they write.
     pub files: LogFiles,
+    /// How much longer than its own limit a container may take before its shim is given up.
+    pub grace: Duration,
 }
 
 /// A job that was claimed for an attempt.
@@ -79,7 +79,7 @@ impl Running {
         match wake(&container) {
             Ok(wake) => Ok(Self { container, wake, _hold: hold }),
             Err(error) => {
-                kill(&mut container);
+                kill(&mut container, KILL_GRACE);
                 Err(error)
             }
         }
@@ -118,14 +118,14 @@ fn wake(container: &Container) -> io::Result<UnixStream> {
 }
 
 /// Ends a container that nobody watches any more, so that its room is free when it is given away.
-/// Takes at most [`KILL_GRACE`]. False if its shim is gone, whose container the zygote ends, or
-/// does not answer.
-fn kill(container: &mut Container) -> bool {
-    tokio::task::block_in_place(|| kill_blocking(container))
+/// Takes at most `grace`. False if its shim is gone, whose container the zygote ends, or does not
+/// answer.
+fn kill(container: &mut Container, grace: Duration) -> bool {
+    tokio::task::block_in_place(|| kill_blocking(container, grace))
 }
 
-fn kill_blocking(container: &mut Container) -> bool {
-    let deadline = Instant::now() + KILL_GRACE;
+fn kill_blocking(container: &mut Container, grace: Duration) -> bool {
+    let deadline = Instant::now() + grace;
     let mut next = container.cancel().map(|()| None);
     loop {
         match next {
@@ -161,14 +161,15 @@ enum Fault {
 /// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault.
 pub async fn run(runner: &Runner, claimed: Claimed, job: &LiveJob) -> Ended {
     let (id, attempt) = (claimed.id, claimed.attempt);
-    let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + GRACE;
+    let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + runner.grace;
     let (outcome, container) = match start(runner, claimed) {
         Ok(mut running) => {
             let watched = tokio::time::timeout(bound, watch(&mut running, job)).await;
             match watched.unwrap_or(Err(Fault::Late)) {
                 Ok(outcome) => (Ok(outcome), Some(running)),
                 Err(fault) => {
-                    let has_ended = kill(&mut running.container);
+                    let grace = runner.grace.min(KILL_GRACE);
+                    let has_ended = kill(&mut running.container, grace);
                     (Err(fault), has_ended.then_some(running))
                 }
             }

@@ -9,6 +9,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -109,6 +110,51 @@ fn a_stop_lets_the_running_end_and_keeps_the_queued() {
     assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(1)), "{job}");
     assert_eq!(job["steps"][0]["stdout"], "whole\n");
     assert_eq!(server.wait_for(&queued, "finished")["verdict"], "success");
+}
+
+#[test]
+fn a_server_that_was_stopped_leaves_no_directory() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start(&dir.path().join("data"));
+    assert_eq!(server.run(&json!({"command": ["true"]}))["verdict"], "success");
+    let (run_dir, cgroups) = (server.run_dir().to_owned(), server.cgroups());
+    let is_there = |path: &PathBuf| path.exists();
+    assert!(run_dir.exists() && cgroups.iter().any(is_there), "while it runs");
+    server.signal("TERM");
+    assert!(server.ended().success());
+    assert!(!run_dir.exists(), "{run_dir:?}");
+    assert!(!cgroups.iter().any(is_there), "{cgroups:?}");
+}
+
+#[test]
+fn a_directory_that_the_server_did_not_make_stays() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let run_dir = data.with_extension("run");
+    std::fs::create_dir(&run_dir).expect("made");
+    let server = Server::start(&data);
+    assert_eq!(server.run_dir(), run_dir);
+    server.signal("TERM");
+    assert!(server.ended().success());
+    assert!(run_dir.exists());
+}
+
+#[test]
+fn servers_that_come_and_go_on_one_directory_do_not_disturb_each_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    for _ in 0..5 {
+        let server = Server::start(&data);
+        let mut refused = serve_command(&data, FREE_PORT);
+        refused.arg("--config").arg(data.with_extension("toml")).stderr(Stdio::null());
+        let mut refused = refused.spawn().expect("started");
+        assert_eq!(server.run(&json!({"command": ["true"]}))["verdict"], "success");
+        server.signal("TERM");
+        assert!(server.ended().success());
+        // Refused, unless it came late enough to be the successor.
+        drop(refused.kill());
+        refused.wait().expect("ended");
+    }
 }
 
 #[test]

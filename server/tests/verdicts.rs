@@ -135,6 +135,16 @@ fn disk_limit() {
 }
 
 #[test]
+fn disk_limit_by_the_number_of_files() {
+    let many = "for i in range(1000000): open(str(i), 'w').close()";
+    let step = ends(
+        "disk_limit",
+        &json!({"command": ["/usr/bin/python3", "-c", many], "limits": {"disk_bytes": 16 << 20}}),
+    );
+    hit(&step, "disk_files", 4096);
+}
+
+#[test]
 fn busy_threads_are_held_to_half_a_cpu() {
     let spin = "for i in 1 2 3 4; do (while :; do :; done) & done; sleep 2";
     let step = ends("success", &json!({"script": spin, "limits": {"cpus": 0.5}}));

@@ -5,6 +5,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use cgroups_rs::fs::hierarchies::{V1, V2};
 use cgroups_rs::fs::{Cgroup, Controllers, Hierarchy};
@@ -17,8 +18,9 @@ use crate::cpuset::Cpuset;
 const CONTROLLER: &str = "cpuset";
 const CPUS: &str = "cpuset.cpus";
 
-/// Makes the parent's cgroup in the hierarchy of this controller and keeps it to `cpuset`.
-pub(super) fn make_v1(path: &str, cpuset: &Cpuset) -> io::Result<OwnedFd> {
+/// Makes the parent's cgroup in the hierarchy of this controller and keeps it to `cpuset`. Answers
+/// with its path, too, if it was missing.
+pub(super) fn make_v1(path: &str, cpuset: &Cpuset) -> io::Result<(OwnedFd, Option<PathBuf>)> {
     let hierarchy = V1::new();
     let mount_point = |controller| hierarchy.get_mount_point(controller).map(|(path, _)| path);
     let place = mount_point(Controllers::CpuSet).ok_or_else(missing)?;
@@ -30,10 +32,12 @@ pub(super) fn make_v1(path: &str, cpuset: &Cpuset) -> io::Result<OwnedFd> {
     }
     // A new cgroup has no CPUs and no memory nodes, and then no process can enter it: this gives
     // it, and those above it, what is above them.
+    let directory = place.join(path);
+    let was_there = directory.exists();
     make(Box::new(V1::new()), path)?;
-    let parent = open_directory(rustix::fs::CWD, &place.join(path))?;
+    let parent = open_directory(rustix::fs::CWD, &directory)?;
     keep_to(parent.as_fd(), cpuset, "cpuset.effective_cpus")?;
-    Ok(parent)
+    Ok((parent, (!was_there).then_some(directory)))
 }
 
 /// Keeps the parent to `cpuset`.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::{Cgroup, hierarchies};
 use rustix::event::PollFlags;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use crate::cpuset::Cpuset;
 use crate::error::Context;
@@ -120,9 +120,18 @@ impl Parent {
             Self::V2(parent) => vec![parent.directory()],
         };
         for parent in directories {
-            remove(parent, id, kill_members)?;
+            remove(parent, id.as_ref(), || kill_members(parent, id))?;
         }
         Ok(())
+    }
+
+    /// Removes what was missing when this was made. The last leaf is gone.
+    pub(crate) fn remove_made(&self) -> io::Result<()> {
+        let made = match self {
+            Self::V1(parent) => parent.made(),
+            Self::V2(parent) => parent.made(),
+        };
+        made.iter().try_for_each(|directory| remove(CWD, directory, || Ok(())))
     }
 }
 
@@ -305,24 +314,26 @@ fn field(text: &str, key: &str) -> io::Result<u64> {
     }
 }
 
-/// Removes the directory `id` below `parent`, calling `on_busy` while it cannot go yet. A cgroup
+/// Removes the directory `path` below `parent`, calling `on_busy` while it cannot go yet. A cgroup
 /// without processes may still refuse for a moment, with `EBUSY`.
 fn remove(
     parent: BorrowedFd<'_>,
-    id: &str,
-    mut on_busy: impl FnMut(BorrowedFd<'_>, &str) -> io::Result<()>,
+    path: &Path,
+    mut on_busy: impl FnMut() -> io::Result<()>,
 ) -> io::Result<()> {
     let (mut pause, longest) = REMOVAL_PAUSES;
     let started = Instant::now();
     loop {
-        match rustix::fs::unlinkat(parent, id, AtFlags::REMOVEDIR) {
+        match rustix::fs::unlinkat(parent, path, AtFlags::REMOVEDIR) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
             Err(rustix::io::Errno::BUSY) if started.elapsed() < REMOVAL_BOUND => {
-                on_busy(parent, id)?;
+                on_busy()?;
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(longest);
             }
-            Err(error) => return Err(error).context(|| format!("could not remove `{id}`")),
+            Err(error) => {
+                return Err(error).context(|| format!("could not remove `{}`", path.display()));
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use cgroups_rs::fs::hierarchies::V1;
 use cgroups_rs::fs::{Cgroup, Controllers};
@@ -50,43 +51,46 @@ pub(crate) struct Parent {
     /// So they do for the CPUs that they are kept to, if they are: entering one more cgroup takes
     /// its time.
     cpuset: Option<OwnedFd>,
+    /// The paths of those that were missing.
+    made: Vec<PathBuf>,
 }
 
 impl Parent {
     pub(super) fn make(path: &str, memory_bytes: Option<NonZeroU64>) -> io::Result<Self> {
         let hierarchy = V1::new();
-        for controller in CONTROLLERS.iter().chain([&Controllers::Devices]) {
-            if hierarchy.get_mount_point(controller.clone()).is_none() {
-                return Err(io::Error::other(format!(
-                    "the cgroup controller `{controller}` is not mounted"
-                )));
-            }
-        }
-        let names = CONTROLLERS.iter().chain([&Controllers::Devices]).map(ToString::to_string);
-        let names = Some(names.collect());
+        let controllers = || CONTROLLERS.iter().chain([&Controllers::Devices]);
+        let place = |controller: &Controllers| match hierarchy.get_mount_point(controller.clone()) {
+            Some((mount_point, _)) => Ok(mount_point.join(path)),
+            None => Err(io::Error::other(format!(
+                "the cgroup controller `{controller}` is not mounted"
+            ))),
+        };
+        let mut made: Vec<PathBuf> = controllers().map(place).collect::<io::Result<_>>()?;
+        made.retain(|directory| !directory.exists());
+        let names = Some(controllers().map(ToString::to_string).collect());
         let handle = Cgroup::new_with_specified_controllers(Box::new(V1::new()), path, names)
             .map_err(io::Error::other)?;
         bound_memory(&handle, memory_bytes)?;
-        let directory = |controller: Controllers| {
-            let (mount_point, _) = hierarchy
-                .get_mount_point(controller)
-                .ok_or_else(|| io::Error::other("the hierarchy has gone"))?;
-            open_directory(rustix::fs::CWD, &mount_point.join(path))
-        };
+        let directory = |controller| open_directory(rustix::fs::CWD, &place(controller)?);
         let parent = Self {
-            cpu: directory(Controllers::Cpu)?,
-            cpuacct: directory(Controllers::CpuAcct)?,
-            memory: directory(Controllers::Mem)?,
-            pids: directory(Controllers::Pids)?,
-            devices: directory(Controllers::Devices)?,
+            cpu: directory(&Controllers::Cpu)?,
+            cpuacct: directory(&Controllers::CpuAcct)?,
+            memory: directory(&Controllers::Mem)?,
+            pids: directory(&Controllers::Pids)?,
+            devices: directory(&Controllers::Devices)?,
             cpuset: None,
+            made,
         };
         parent.deny_devices()?;
         Ok(parent)
     }
 
     pub(super) fn keep_to(&mut self, path: &str, cpuset: Option<&Cpuset>) -> io::Result<()> {
-        self.cpuset = cpuset.map(|cpuset| cpuset::make_v1(path, cpuset)).transpose()?;
+        if let Some(cpuset) = cpuset {
+            let (parent, made) = cpuset::make_v1(path, cpuset)?;
+            self.cpuset = Some(parent);
+            self.made.extend(made);
+        }
         Ok(())
     }
 
@@ -101,6 +105,11 @@ impl Parent {
     /// The parent's directory in each hierarchy that containers have leaves in.
     pub(super) fn directories(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.cpu.as_fd(), self.cpuacct.as_fd(), self.memory.as_fd(), self.pids.as_fd()]
+    }
+
+    /// The directories that were missing.
+    pub(super) fn made(&self) -> &[PathBuf] {
+        &self.made
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
@@ -276,7 +285,7 @@ impl Leaf {
 
     pub(super) fn remove(&self) -> io::Result<()> {
         for parent in &self.parents {
-            remove(parent.as_fd(), &self.id, |_, _| Ok(()))?;
+            remove(parent.as_fd(), self.id.as_ref(), || Ok(()))?;
         }
         Ok(())
     }

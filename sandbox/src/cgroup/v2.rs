@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use cgroups_rs::fs::hierarchies::V2;
 use cgroups_rs::fs::{Cgroup, Hierarchy};
@@ -26,12 +27,15 @@ const MAX_CPU_WEIGHT: u64 = 10_000;
 #[derive(Debug)]
 pub(crate) struct Parent {
     directory: OwnedFd,
+    /// Its path, if it was missing.
+    made: Option<PathBuf>,
 }
 
 impl Parent {
     pub(super) fn make(path: &str, memory_bytes: Option<NonZeroU64>) -> io::Result<Self> {
         let hierarchy = V2::new();
         let directory = hierarchy.root().join(path);
+        let made = (!directory.exists()).then(|| directory.clone());
         let names = CONTROLLERS.iter().map(ToString::to_string).collect();
         let handle = Cgroup::new_with_specified_controllers(Box::new(hierarchy), path, Some(names))
             .map_err(io::Error::other)?;
@@ -40,7 +44,7 @@ impl Parent {
         for controller in CONTROLLERS {
             write(directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
         }
-        Ok(Self { directory })
+        Ok(Self { directory, made })
     }
 
     pub(super) fn keep_to(&self, path: &str, cpuset: Option<&Cpuset>) -> io::Result<()> {
@@ -52,6 +56,11 @@ impl Parent {
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
+    }
+
+    /// The directories that were missing.
+    pub(super) fn made(&self) -> &[PathBuf] {
+        self.made.as_slice()
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
@@ -170,6 +179,6 @@ impl Leaf {
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
-        remove(self.parent.as_fd(), &self.id, |_, _| Ok(()))
+        remove(self.parent.as_fd(), self.id.as_ref(), || Ok(()))
     }
 }

@@ -14,6 +14,7 @@ use crate::cgroup::Leaf;
 use crate::container::idmap::Slot;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::orders::{self, Order, Report};
+use crate::outcome::{LimitHit, LimitName};
 use crate::spec::{ContainerSpec, User};
 use crate::wire::{Channel, MAX_FRAME_BYTES};
 
@@ -138,15 +139,21 @@ impl Container {
         Ok(())
     }
 
-    /// The bytes that may be stored and those that are, if no block or no inode is left.
-    pub(super) fn full_storage(&self) -> Result<Option<(u64, u64)>> {
+    /// What the storage has no more of, if that is so: blocks or inodes.
+    pub(super) fn full_storage(&self) -> Result<Option<LimitHit>> {
         let Some(storage) = &self.storage else {
             return Ok(None);
         };
         let stat = rustix::fs::fstatvfs(storage).at(Stage::Rootfs)?;
-        let is_full = stat.f_bfree == 0 || stat.f_ffree == 0;
-        let allowed = stat.f_blocks * stat.f_frsize;
-        Ok(is_full.then(|| (allowed, allowed - stat.f_bfree * stat.f_frsize)))
+        Ok(if stat.f_bfree == 0 {
+            let bytes = stat.f_blocks * stat.f_frsize;
+            Some(LimitHit { limit: LimitName::DiskBytes, allowed: bytes, observed: bytes })
+        } else if stat.f_ffree == 0 {
+            let files = stat.f_files;
+            Some(LimitHit { limit: LimitName::DiskFiles, allowed: files, observed: files })
+        } else {
+            None
+        })
     }
 
     /// Ends every process of the container.

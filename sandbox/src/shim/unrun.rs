@@ -42,10 +42,7 @@ pub(super) fn met_limit(
         let hit = LimitHit { limit, allowed, observed: counters.memory_peak_bytes };
         (Verdict::MemoryLimit, Some(hit))
     } else if error.source.kind() == ErrorKind::StorageFull {
-        let allowed = job.spec.disk_bytes.get();
-        let observed = job.spec.files.iter().map(|file| file.content.len() as u64).sum();
-        let hit = LimitHit { limit: LimitName::DiskBytes, allowed, observed };
-        (Verdict::DiskLimit, Some(hit))
+        (Verdict::DiskLimit, Some(too_much_stored(job)?))
     } else if error.stage == Stage::Files && error.source.kind() == ErrorKind::PermissionDenied {
         (Verdict::Failure, None)
     } else {
@@ -56,6 +53,18 @@ pub(super) fn met_limit(
     let message = format!("lazaret: {error}\n");
     job.spool.output(0, 0, Stream::Stderr, message.as_bytes()).at(Stage::Spool)?;
     Ok(Some(StepOutcome { limit_hit, detail: Some(detail), ..not_run(step, verdict) }))
+}
+
+/// Which limit the job's own files met.
+fn too_much_stored(job: &Job<'_>) -> Result<LimitHit> {
+    let full = job.container.full_storage()?;
+    if let Some(hit) = full.filter(|hit| hit.limit == LimitName::DiskFiles) {
+        return Ok(hit);
+    }
+    // A file that does not fit may leave room: what was asked for says more.
+    let allowed = job.spec.disk_bytes.get();
+    let observed = job.spec.files.iter().map(|file| file.content.len() as u64).sum();
+    Ok(LimitHit { limit: LimitName::DiskBytes, allowed, observed })
 }
 
 /// A step whose memory limit is less than what the job has stored already (v1 says so beforehand;

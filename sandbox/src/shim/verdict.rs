@@ -24,8 +24,8 @@ pub(super) struct Facts {
     /// How long the job had run when its own bound ended this step, and the bound, in
     /// milliseconds.
     pub(super) job_wall_ms: Option<(u64, u64)>,
-    /// Bytes of storage that were used, if no block or no inode was left.
-    pub(super) full_storage: Option<(u64, u64)>,
+    /// What the storage had no more of, if that was so.
+    pub(super) full_storage: Option<LimitHit>,
 }
 
 /// The verdict, and the limit that was met even where the verdict is another.
@@ -65,9 +65,7 @@ fn failed(
     output: Option<LimitHit>,
 ) -> (Verdict, Option<LimitHit>) {
     match facts.full_storage {
-        Some((allowed, observed)) => {
-            (Verdict::DiskLimit, Some(LimitHit { limit: LimitName::DiskBytes, allowed, observed }))
-        }
+        Some(hit) => (Verdict::DiskLimit, Some(hit)),
         None => (verdict, output),
     }
 }
@@ -142,6 +140,8 @@ mod tests {
         full_storage: None,
     };
 
+    const FULL: LimitHit = LimitHit { limit: LimitName::DiskFiles, allowed: 1, observed: 1 };
+
     fn verdict(facts: &Facts) -> Verdict {
         decide(facts, &LIMITS, OutputOverflow::Kill).0
     }
@@ -183,7 +183,7 @@ mod tests {
             oom_kills: 1,
             output_bytes: 101,
             is_cancelled: true,
-            full_storage: Some((1, 1)),
+            full_storage: Some(FULL),
             ..FINE
         };
         assert_eq!(verdict(&facts), Verdict::Cancelled);
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn full_storage_is_no_fault_of_a_step_that_succeeded() {
-        assert_eq!(verdict(&Facts { full_storage: Some((1, 1)), ..FINE }), Verdict::Success);
+        assert_eq!(verdict(&Facts { full_storage: Some(FULL), ..FINE }), Verdict::Success);
     }
 
     #[test]

@@ -346,7 +346,16 @@ fn all_places_to_write_share_one_bound(sandbox: &Sandbox) {
 fn many_small_files_are_bounded_too(sandbox: &Sandbox) {
     let mut spec = sandbox.python("for i in range(1000000): open(str(i), 'w').close()");
     spec.disk_bytes = bytes(4 << 20);
-    assert_eq!(run(sandbox, spec).verdict, Verdict::DiskLimit);
+    let outcome = run(sandbox, spec);
+    assert_eq!(outcome.verdict, Verdict::DiskLimit, "{outcome:?}");
+    assert_eq!(hit(&outcome, LimitName::DiskFiles).allowed, 2048);
+
+    let mut spec = sandbox.command(&["/bin/true"]);
+    spec.disk_bytes = bytes(4 << 20);
+    spec.files = (0..3000).map(|n| file(&n.to_string(), "")).collect();
+    let outcome = run(sandbox, spec);
+    assert_eq!(outcome.verdict, Verdict::DiskLimit, "{outcome:?}");
+    hit(&outcome, LimitName::DiskFiles);
 }
 
 fn files_of_the_job_that_do_not_fit_are_a_disk_limit(sandbox: &Sandbox) {

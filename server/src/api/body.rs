@@ -158,11 +158,22 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<FieldError>), P
         }
         // The position is said by the pointer already.
         let message = error.to_string();
-        let detail = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        Problem::invalid(vec![FieldError { pointer, detail }])
+        let detail = message.split(" at line ").next().unwrap_or(&message);
+        Problem::invalid(vec![
+            twice(&pointer, detail)
+                .unwrap_or_else(|| FieldError { detail: detail.to_owned(), pointer }),
+        ])
     })?;
     json.end().map_err(|error| malformed(&error))?;
     Ok((value, unknown))
+}
+
+/// The error of a field of the object at `pointer` that comes twice: serde points to the object
+/// (`serde::de::Error::duplicate_field`).
+fn twice(pointer: &str, detail: &str) -> Option<FieldError> {
+    let name = detail.strip_prefix("duplicate field `")?.strip_suffix('`')?;
+    let detail = format!("`{name}` is there twice: leave one of them out");
+    Some(FieldError { pointer: format!("{pointer}/{}", escaped(name)), detail })
 }
 
 fn malformed(error: &serde_json::Error) -> Problem {

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::problem::{Code, Problem};
+use super::query::NoParameters;
 
 /// That all is well.
 #[derive(Debug, Serialize, ToSchema)]
@@ -25,7 +26,7 @@ pub(super) struct Health {
     tag = "server",
     responses((status = 200, description = "The process answers", body = Health))
 )]
-pub(super) async fn live() -> Json<Health> {
+pub(super) async fn live(_: NoParameters) -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
@@ -37,7 +38,10 @@ pub(super) async fn live() -> Json<Health> {
     tag = "server",
     responses((status = 200, description = "The server takes jobs", body = Health))
 )]
-pub(super) async fn ready(State(api): State<Api>) -> Result<Json<Health>, Problem> {
+pub(super) async fn ready(
+    State(api): State<Api>,
+    _: NoParameters,
+) -> Result<Json<Health>, Problem> {
     if api.drain.is_cancelled() {
         return Err(Problem::new(Code::Draining, "the server is draining"));
     }

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::problem::{Code, Problem};
+use super::query::NoParameters;
 
 /// An image.
 #[derive(Debug, Serialize, ToSchema)]
@@ -91,7 +92,10 @@ impl From<Image> for ImageView {
     tag = "images",
     responses((status = 200, description = "All images", body = ImageList))
 )]
-pub(super) async fn list(State(api): State<Api>) -> Result<Json<ImageList>, Problem> {
+pub(super) async fn list(
+    State(api): State<Api>,
+    _: NoParameters,
+) -> Result<Json<ImageList>, Problem> {
     let images = read(&api, ImageStore::list).await?;
     Ok(Json(ImageList { items: images.into_iter().map(ImageView::from).collect() }))
 }
@@ -108,6 +112,7 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<ImageList>, Prob
 pub(super) async fn get(
     State(api): State<Api>,
     Path(name): Path<String>,
+    _: NoParameters,
 ) -> Result<Json<ImageView>, Problem> {
     let asked = name.clone();
     let found = read(&api, move |images| images.get(&asked)).await?;

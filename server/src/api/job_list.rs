@@ -1,7 +1,7 @@
 //! `GET /v1/jobs`: jobs in pages, the newest first.
 
 use axum::Json;
-use axum::extract::{Query, RawQuery, State};
+use axum::extract::State;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Serialize;
@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::Api;
 use super::job_view::SummaryView;
 use super::problem::{Code, Problem};
+use super::query::{Parameters, refused};
 use crate::job::{self, JobId};
 use crate::store::Filter;
 
@@ -48,13 +49,9 @@ pub(super) struct JobPage {
 )]
 pub(super) async fn list(
     State(api): State<Api>,
-    RawQuery(query): RawQuery,
+    parameters: Parameters,
 ) -> Result<Json<JobPage>, Problem> {
-    let pairs = Query::<Vec<(String, String)>>::try_from_uri(
-        &format!("/?{}", query.unwrap_or_default()).parse().unwrap_or_default(),
-    );
-    let Query(pairs) = pairs.map_err(|error| Problem::new(Code::Malformed, error.to_string()))?;
-    let filter = filter(pairs)?;
+    let filter = filter(parameters)?;
     let page = filter.limit;
     // One more than asked for says whether there is another page.
     let mut found = api.store.list(&Filter { limit: page + 1, ..filter }).await?;
@@ -66,41 +63,29 @@ pub(super) async fn list(
     Ok(Json(JobPage { items, next_cursor }))
 }
 
-fn filter(pairs: Vec<(String, String)>) -> Result<Filter, Problem> {
-    let mut filter = Filter { limit: DEFAULT_PAGE, ..Filter::default() };
-    for (name, value) in pairs {
-        let refused =
-            |right: String| Problem::new(Code::Invalid, format!("`{name}` is `{value}`: {right}"));
-        if let Some(key) = name.strip_prefix("label.") {
-            if filter.labels.len() == MAX_LABEL_FILTERS {
-                return Err(refused(format!("at most {MAX_LABEL_FILTERS} labels are looked for")));
-            }
-            filter.labels.push((key.to_owned(), value));
-            continue;
-        }
-        match name.as_str() {
-            "state" => {
-                let state = value.parse().map_err(|_unknown| {
-                    refused("choose `queued`, `running` or `finished`".to_owned())
-                })?;
-                filter.state = Some(state);
-            }
-            "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit));
-                filter.limit = limit.ok_or_else(|| refused(format!("choose 1 to {MAX_PAGE}")))?;
-            }
-            "cursor" => {
-                let bytes = BASE64_URL_SAFE_NO_PAD.decode(&value).unwrap_or_default();
-                let before = JobId::from_bytes(&bytes);
-                let before = before.ok_or_else(|| refused("take one from `next_cursor`".into()))?;
-                filter.before = Some(before);
-            }
-            _ => {
-                let known = "there is `state`, `limit`, `cursor` and `label.KEY`";
-                let detail = format!("there is no parameter `{name}`: {known}");
-                return Err(Problem::new(Code::Invalid, detail));
-            }
-        }
+fn filter(mut parameters: Parameters) -> Result<Filter, Problem> {
+    let labels = parameters.take_prefixed("label.", "label.KEY");
+    let [state, limit, cursor] = parameters.named(["state", "limit", "cursor"])?;
+    if labels.len() > MAX_LABEL_FILTERS {
+        let detail = format!("at most {MAX_LABEL_FILTERS} labels are looked for");
+        return Err(Problem::new(Code::Invalid, detail));
+    }
+    let mut filter = Filter { limit: DEFAULT_PAGE, labels, ..Filter::default() };
+    if let Some(value) = state {
+        let right = "choose `queued`, `running` or `finished`";
+        let state = value.parse().map_err(|_unknown| refused("state", &value, right));
+        filter.state = Some(state?);
+    }
+    if let Some(value) = limit {
+        let right = format!("choose 1 to {MAX_PAGE}");
+        let limit = value.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit));
+        filter.limit = limit.ok_or_else(|| refused("limit", &value, &right))?;
+    }
+    if let Some(value) = cursor {
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(&value).unwrap_or_default();
+        let before = JobId::from_bytes(&bytes);
+        let right = "take one from `next_cursor`";
+        filter.before = Some(before.ok_or_else(|| refused("cursor", &value, right))?);
     }
     Ok(filter)
 }

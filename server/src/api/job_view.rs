@@ -178,7 +178,8 @@ pub(super) struct LimitsView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = LimitHit)]
 pub(super) struct LimitHitView {
-    /// Which one, named as in a request.
+    /// Which one, named as in a request; `disk_files` are the files, directories and links that a
+    /// storage of `disk_bytes` has room for.
     limit: &'static str,
     /// What was allowed.
     allowed: u64,
@@ -311,6 +312,7 @@ impl From<LimitHit> for LimitHitView {
             LimitName::MemoryBytes => "memory_bytes",
             LimitName::OutputBytes => "output_bytes",
             LimitName::DiskBytes => "disk_bytes",
+            LimitName::DiskFiles => "disk_files",
         };
         Self { limit, allowed: hit.allowed, observed: hit.observed }
     }

@@ -4,18 +4,17 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::header::{ETAG, IF_NONE_MATCH, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
-use utoipa::IntoParams;
 
 use super::job_view::JobView;
 use super::prefer::Wait;
 use super::problem::{ACCEPTED, Code, NO_CONTENT, NOT_MODIFIED, Problem};
+use super::query::{NoParameters, Parameters};
 use super::{Api, body};
 use crate::dispatch::{Cancelled, Deleted, Submission, Submitted};
 use crate::job::{self, Job, JobId};
@@ -30,16 +29,6 @@ const MAX_KEY_BYTES: usize = 255;
 /// Bodies larger than this are parsed off the async threads.
 const MAX_INLINE_BODY_BYTES: usize = 64 << 10;
 
-/// How long to wait for an answer that is final.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct WaitQuery {
-    /// Seconds to wait for the end of the job, 0 to 60.
-    #[param(value_type = Option<u64>, minimum = 0, maximum = 60)]
-    wait: Option<String>,
-}
-
 /// Makes a job. It is durable when this answers.
 #[utoipa::path(
     post,
@@ -47,7 +36,8 @@ pub(super) struct WaitQuery {
     operation_id = "create_job",
     tag = "jobs",
     params(
-        WaitQuery,
+        ("wait" = Option<u64>, Query, minimum = 0, maximum = 60,
+            description = "Seconds to wait for the end of the job, 0 to 60."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: as `?wait=N`, lowered to 60"),
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
             description = "The same key with the same body makes no second job, for 24 h"),
@@ -61,11 +51,12 @@ pub(super) struct WaitQuery {
 )]
 pub(super) async fn create(
     State(api): State<Api>,
-    Query(query): Query<WaitQuery>,
+    parameters: Parameters,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let wait = Wait::of(query.wait.as_deref(), &headers)?;
+    let [wait] = parameters.named(["wait"])?;
+    let wait = Wait::of(wait.as_deref(), &headers)?;
     let key = idempotency_key(&headers)?;
     let held = api.bodies.read_json(&headers, body).await?;
     let text = held.text.clone();
@@ -181,6 +172,7 @@ fn entity_tag(job: &Job) -> Option<(HeaderName, HeaderValue)> {
 pub(super) async fn get(
     State(api): State<Api>,
     Path(id): Path<String>,
+    _: NoParameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
@@ -239,6 +231,7 @@ async fn changed_within(mut wake: watch::Receiver<Progress>, wait: Duration) {
 pub(super) async fn cancel(
     State(api): State<Api>,
     Path(id): Path<String>,
+    _: NoParameters,
 ) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
     let cancelled = api.dispatch.cancel(id).await?;
@@ -264,6 +257,7 @@ pub(super) async fn cancel(
 pub(super) async fn delete(
     State(api): State<Api>,
     Path(id): Path<String>,
+    _: NoParameters,
 ) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
     match api.dispatch.delete(id).await? {

@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
+use super::query::NoParameters;
 use crate::config::Bound;
 use crate::request::in_cpus;
 
@@ -85,7 +86,7 @@ impl From<Bound> for BoundView {
     tag = "server",
     responses((status = 200, description = "Defaults and maxima", body = LimitsPage))
 )]
-pub(super) async fn get(State(api): State<Api>) -> Json<LimitsPage> {
+pub(super) async fn get(State(api): State<Api>, _: NoParameters) -> Json<LimitsPage> {
     let config = &api.config;
     let policy = &config.limits;
     let [min, default, max] =

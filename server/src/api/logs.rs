@@ -5,42 +5,23 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::extract::{Path, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
-use serde::Deserialize;
 use tokio::sync::mpsc;
-use utoipa::IntoParams;
 
 use super::Api;
+use super::accept;
 use super::jobs::parse_id;
 use super::problem::{Code, NO_CONTENT, Problem};
+use super::query::{Parameters, refused};
 use crate::logs::follow::{self, CHUNK_QUEUE, Extent, Wanted};
-use crate::logs::frame::{Format, Frame, StreamName};
+use crate::logs::frame::{Frame, StreamName};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-
-/// Which part of a log is told.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct LogQuery {
-    /// Only what the step of this index wrote.
-    #[param(value_type = Option<u16>)]
-    step: Option<String>,
-    /// Only this stream.
-    #[param(value_type = Option<StreamName>)]
-    stream: Option<String>,
-    /// Only what is after this `seq`. `Last-Event-ID` says the same.
-    #[param(value_type = Option<u64>)]
-    after: Option<String>,
-    /// Whether to stay until the job has finished. Default: true.
-    #[param(value_type = Option<bool>)]
-    follow: Option<String>,
-}
 
 /// Tells what a job wrote: history and live tail are one stream.
 #[utoipa::path(
@@ -50,7 +31,13 @@ pub(super) struct LogQuery {
     tag = "jobs",
     params(
         ("id" = String, Path, description = "Name of the job"),
-        LogQuery,
+        ("step" = Option<u16>, Query,
+            description = "Only what the step of this index wrote."),
+        ("stream" = Option<StreamName>, Query, description = "Only this stream."),
+        ("after" = Option<u64>, Query,
+            description = "Only what is after this `seq`. `Last-Event-ID` says the same."),
+        ("follow" = Option<bool>, Query,
+            description = "Whether to stay until the job has finished. Default: true."),
         ("Last-Event-ID" = Option<String>, Header, description = "As `after`"),
     ),
     responses(
@@ -65,28 +52,29 @@ pub(super) struct LogQuery {
 pub(super) async fn get(
     State(api): State<Api>,
     Path(id): Path<String>,
-    Query(query): Query<LogQuery>,
+    parameters: Parameters,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
-    let format = format(&headers);
-    let after = match (query.after, headers.get(LAST_EVENT_ID)) {
+    let [step, stream, after, follow] = parameters.named(["step", "stream", "after", "follow"])?;
+    let format = accept::log_format(&headers)?;
+    let after = match (after, headers.get(LAST_EVENT_ID)) {
         (Some(after), _) => number("after", &after)?,
         (None, Some(after)) => number("Last-Event-ID", after.to_str().unwrap_or_default())?,
         (None, None) => 0,
     };
-    let extent = match query.follow.as_deref() {
+    let extent = match follow.as_deref() {
         None | Some("true") => Extent::ToTheEnd,
         Some("false") => Extent::SoFar,
         Some(other) => return Err(refused("follow", other, "choose `true` or `false`")),
     };
-    let stream = match query.stream.as_deref() {
+    let stream = match stream.as_deref() {
         None => None,
         Some("stdout") => Some(StreamName::Stdout),
         Some("stderr") => Some(StreamName::Stderr),
         Some(other) => return Err(refused("stream", other, "choose `stdout` or `stderr`")),
     };
-    let step = query.step.map(|step| number("step", &step)).transpose()?;
+    let step = step.map(|step| number("step", &step)).transpose()?;
     let step = step.map(u16::try_from).transpose();
     let step =
         step.map_err(|_large| Problem::new(Code::Invalid, "`step` is not a step's index"))?;
@@ -109,26 +97,8 @@ pub(super) async fn get(
     Ok(response)
 }
 
-/// The first of our three forms that the client names; text if it names none.
-fn format(headers: &HeaderMap) -> Format {
-    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    for media in accepted.flat_map(|value| value.split(',')) {
-        match media.split(';').next().map(str::trim) {
-            Some("text/event-stream") => return Format::EventStream,
-            Some("application/jsonl" | "application/x-ndjson") => return Format::JsonLines,
-            Some("text/plain") => return Format::Text,
-            Some(_) | None => {}
-        }
-    }
-    Format::Text
-}
-
 fn number(name: &str, text: &str) -> Result<u64, Problem> {
     text.parse().map_err(|_not_a_number| refused(name, text, "give a whole number"))
-}
-
-fn refused(name: &str, value: &str, right: &str) -> Problem {
-    Problem::new(Code::Invalid, format!("`{name}` is `{value}`: {right}"))
 }
 
 /// What a follower tells, as a body.

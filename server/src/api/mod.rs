@@ -1,6 +1,7 @@
 //! HTTP: one resource a file. Starts no process, knows no SQL; what is not a success is a
 //! [`problem`].
 
+mod accept;
 pub mod body;
 mod health;
 mod images;
@@ -12,6 +13,7 @@ mod logs;
 pub mod openapi;
 mod prefer;
 pub mod problem;
+mod query;
 mod request_id;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,8 @@ use crate::runner::Runner;
 use crate::store::Store;
 use body::BodyRoom;
 use problem::Problem;
+use query::NoParameters;
+pub use request_id::nameless;
 
 /// What the handlers work with. Cloning it is cheap.
 #[derive(Debug, Clone)]
@@ -76,7 +80,7 @@ pub fn router(api: Api) -> Router {
     let (routes, document) = paths().with_state(api).split_for_parts();
     let document = openapi::complete(document).to_pretty_json().unwrap_or_default();
     let document: Arc<str> = document.into();
-    let serve = move || {
+    let serve = move |_: NoParameters| {
         let document = Arc::clone(&document);
         async move { ([(CONTENT_TYPE, "application/json")], document.to_string()) }
     };

@@ -22,18 +22,24 @@ const RETRY_AFTER_S: u64 = 1;
 /// What went wrong, as a word that never changes its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// The body is not JSON, or a parameter cannot be read.
+    /// The request is not HTTP, its body is not JSON, or a parameter cannot be read.
     Malformed,
     /// There is nothing at this path.
     NotFound,
     /// The path is there, the method is not.
     MethodNotAllowed,
+    /// There is nothing here in a form that the client takes.
+    NotAcceptable,
     /// The request did not arrive in time.
     RequestTimeout,
     /// The job is not in a state in which this can be done.
     Conflict,
     /// The body is larger than it may be.
     BodyTooLarge,
+    /// The path and query are longer than they may be.
+    UriTooLong,
+    /// The headers are larger, or more, than they may be.
+    HeadersTooLarge,
     /// The body is not JSON by its own word.
     UnsupportedMediaType,
     /// The request was understood, and is not acceptable.
@@ -56,9 +62,12 @@ impl Code {
             Self::Malformed => "malformed",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
+            Self::NotAcceptable => "not-acceptable",
             Self::RequestTimeout => "request-timeout",
             Self::Conflict => "conflict",
             Self::BodyTooLarge => "body-too-large",
+            Self::UriTooLong => "uri-too-long",
+            Self::HeadersTooLarge => "headers-too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
             Self::Invalid => "invalid",
             Self::IdempotencyKeyReused => "idempotency-key-reused",
@@ -74,9 +83,12 @@ impl Code {
             Self::Malformed => "The request cannot be read",
             Self::NotFound => "There is no such thing",
             Self::MethodNotAllowed => "This cannot be done here",
+            Self::NotAcceptable => "There is no such form of this",
             Self::RequestTimeout => "The request took too long to arrive",
             Self::Conflict => "The job is not in a state for this",
             Self::BodyTooLarge => "The body is too large",
+            Self::UriTooLong => "The path is too long",
+            Self::HeadersTooLarge => "The headers are too large",
             Self::UnsupportedMediaType => "The body has the wrong media type",
             Self::Invalid => "The request is not acceptable",
             Self::IdempotencyKeyReused => "The idempotency key was used for another request",
@@ -92,9 +104,12 @@ impl Code {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict => StatusCode::CONFLICT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

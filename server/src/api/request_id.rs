@@ -18,7 +18,7 @@ const MAX_LENGTH: usize = 128;
 /// The outermost layer: echoes the client's `X-Request-Id` or makes one, and turns everything that
 /// is not a success into a problem, whoever made it.
 pub(super) async fn name_request(request: Request, next: Next) -> Response {
-    let id = given_id(request.headers()).unwrap_or_else(|| Uuid::now_v7().to_string());
+    let id = given_id(request.headers()).unwrap_or_else(new_id);
     // What is logged on the way carries the same name as the problem that the client gets.
     let span = tracing::info_span!("request", request_id = %id);
     let mut response = next.run(request).instrument(span).await;
@@ -32,10 +32,26 @@ pub(super) async fn name_request(request: Request, next: Next) -> Response {
     if let Some(problem) = problem {
         response = problem.into_named_response(&id);
     }
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    echo(&id, response)
+}
+
+/// The problem of a request that could not be read, and so has no name of its own.
+#[must_use]
+pub fn nameless(problem: Problem) -> Response {
+    let id = new_id();
+    let response = problem.into_named_response(&id);
+    echo(&id, response)
+}
+
+fn echo(id: &str, mut response: Response) -> Response {
+    if let Ok(value) = HeaderValue::from_str(id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+fn new_id() -> String {
+    Uuid::now_v7().to_string()
 }
 
 /// What a response says that was not made by us: axum's rejections are a line of text.

@@ -4,6 +4,8 @@ use axum::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::query::NoParameters;
+
 /// What is running here.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Version)]
@@ -24,7 +26,7 @@ pub(super) struct VersionView {
     tag = "server",
     responses((status = 200, description = "Version, features, isolation", body = VersionView))
 )]
-pub(super) async fn get() -> Json<VersionView> {
+pub(super) async fn get(_: NoParameters) -> Json<VersionView> {
     Json(VersionView {
         version: env!("CARGO_PKG_VERSION"),
         features: vec!["steps", "idempotency-keys"],

@@ -3,7 +3,7 @@
 //! ```text
 //! configuration ─ lock free? ─ zygote (before any thread) ─ lock ─ orphans ─ images, logs, store
 //! ─ unfinished jobs ─ socket ─▶ serve ─ SIGTERM ─▶ drain: running jobs end ─▶ connections ─▶ store
-//!                                     └ a second signal, or too long: at once
+//! ─▶ zygote                           └ a second signal, or too long: at once
 //! ```
 
 use std::collections::HashMap;
@@ -124,7 +124,8 @@ fn open(config: Config) -> Result<Opened, CliError> {
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
     let pool = Pool::new(zygote, config.warm_containers);
-    Ok(Opened { config, runner: Runner { pool, images, files }, outcomes, _lock: lock })
+    let runner = Runner { pool, images, files, grace: config.grace };
+    Ok(Opened { config, runner, outcomes, _lock: lock })
 }
 
 /// Which job an orphan ran and how that ended, if it ran one and told its end.
@@ -230,7 +231,7 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
     let (config, runner) = (Arc::new(config), Arc::new(runner));
     let socket = bind(config.listen).await?;
     let address = socket.local_addr().map_err(|error| CliError::Failed(error.to_string()))?;
-    let api = start(Arc::clone(&config), runner, &tasks).await?;
+    let api = start(Arc::clone(&config), Arc::clone(&runner), &tasks).await?;
     let recovered = api.dispatch.recover(outcomes).await;
     recovered.map_err(|error| CliError::Failed(error.to_string()))?;
     let router = api::router(api);
@@ -254,6 +255,10 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
         if tokio::time::timeout(CONNECTION_GRACE, tracker.wait()).await.is_err() {
             tracing::warn!("gave up on what did not end in time");
         }
+    }
+    // The directory is still locked, so no successor looks on.
+    if let Err(error) = tokio::task::block_in_place(|| runner.pool.close()) {
+        tracing::warn!(%error, "the zygote did not end in time");
     }
     Ok(code)
 }

@@ -31,6 +31,8 @@ pub struct ConfigFile {
     pub max_body_bytes: Option<usize>,
     /// How long a drain waits for running jobs.
     pub drain_timeout_ms: Option<u64>,
+    /// How much longer than its own limit a container may take before its shim is given up.
+    pub grace_ms: Option<u64>,
     /// Connections served at one time.
     pub max_connections: Option<usize>,
     /// Containers that are made ahead of time and wait.

@@ -78,7 +78,7 @@ pub fn check(
     let workdir = workdir(request.workdir.take(), image.as_ref(), &mut errors);
     let user = user(request.user.take(), image.as_ref(), rules, &mut errors)?;
     let files = files::check(request.files.take().unwrap_or_default(), &mut errors);
-    let labels = request.labels.take().unwrap_or_default();
+    let labels = request.labels.take().unwrap_or_default().into_map("/labels", &mut errors);
     check_labels(&labels, &mut errors);
     let priority = priority(request.priority, &mut errors);
     let output_overflow = match request.output_overflow {
@@ -216,7 +216,7 @@ fn steps(
         errors
             .add("", format!("give exactly one of `command`, `script`, `steps`: there is {given}"));
     }
-    let env = env.unwrap_or_default();
+    let env = env.unwrap_or_default().into_map("/env", errors);
     environment::check_env("/env", &env, errors);
     let mut base =
         image.map_or_else(BTreeMap::new, |image| image.config.env.iter().cloned().collect());
@@ -279,10 +279,9 @@ impl JobPart<'_> {
         };
         let at = format!("{pointer}/{field}");
         environment::check_command(&at, &command, errors);
-        let own = env.unwrap_or_default();
-        if !pointer.is_empty() {
-            environment::check_env(&format!("{pointer}/env"), &own, errors);
-        }
+        let at_env = format!("{pointer}/env");
+        let own = env.unwrap_or_default().into_map(&at_env, errors);
+        environment::check_env(&at_env, &own, errors);
         let mut env = self.env.clone();
         env.extend(own);
         environment::check_size(&at, &command, &env, errors);

@@ -6,8 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
-use serde::ser::SerializeMap as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 /// Bytes: a text, or `{"base64": "..."}`.
@@ -47,11 +46,6 @@ pub struct FileObject {
     #[schema(example = "0755", pattern = "^0?[0-7]{3}$")]
     pub mode: Option<String>,
 }
-
-/// Files by path, in the order they were written in. Not a map: a path that comes twice is a
-/// mistake that a map would hide.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Files(pub Vec<(String, FileContent)>);
 
 impl Content {
     /// The bytes.
@@ -124,37 +118,5 @@ impl<'de> Deserialize<'de> for FileContent {
             }
         }
         deserializer.deserialize_any(Visit)
-    }
-}
-
-impl Serialize for Files {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (path, content) in &self.0 {
-            map.serialize_entry(path, content)?;
-        }
-        map.end()
-    }
-}
-
-impl<'de> Deserialize<'de> for Files {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Files;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of files by path")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
-                let mut files = Vec::new();
-                while let Some(file) = map.next_entry()? {
-                    files.push(file);
-                }
-                Ok(Files(files))
-            }
-        }
-        deserializer.deserialize_map(Visit)
     }
 }

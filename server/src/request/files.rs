@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use lazaret_sandbox::spec::InputFile;
 
-use super::content::{FileContent, FileObject, Files, decode};
+use super::content::{FileContent, FileObject, decode};
 use super::errors::Errors;
 use super::escaped;
+use super::members::Members;
 use super::paths;
 
 /// Files of one job.
@@ -15,7 +16,7 @@ const MAX_FILES: usize = 10_000;
 const DEFAULT_MODE: u32 = 0o644;
 
 /// The files, each checked by itself and against the others.
-pub(super) fn check(files: Files, errors: &mut Errors) -> Vec<InputFile> {
+pub(super) fn check(files: Members<FileContent>, errors: &mut Errors) -> Vec<InputFile> {
     if files.0.len() > MAX_FILES {
         errors.add("/files", format!("a job has at most {MAX_FILES} files"));
         return Vec::new();

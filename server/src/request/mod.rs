@@ -6,18 +6,19 @@ mod environment;
 mod errors;
 mod files;
 mod limits;
+mod members;
+mod object;
 mod paths;
 #[cfg(test)]
 mod tests;
-
-use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use check::{CheckError, Rules, check};
-pub use content::{Content, FileContent, Files};
+pub use content::{Content, FileContent};
 pub use limits::{Amount, in_cpus};
+pub use members::Members;
 
 /// One thing that is wrong with a body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -44,7 +45,7 @@ pub struct JobRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
     /// Several commands, run one after another on one file system.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe_list")]
     pub steps: Option<Vec<StepRequest>>,
     /// What `command` or `script` reads.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,10 +53,11 @@ pub struct JobRequest {
     /// Files put into `workdir` before anything runs, by their relative path.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<BTreeMap<String, FileContent>>)]
-    pub files: Option<Files>,
+    pub files: Option<Members<FileContent>>,
     /// Environment variables, put over those of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub env: Option<BTreeMap<String, String>>,
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    pub env: Option<Members<String>>,
     /// Where files land and steps start. Absolute. Default: the image's, else `/workspace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
@@ -63,7 +65,7 @@ pub struct JobRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// What each step may use.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe")]
     pub limits: Option<LimitsRequest>,
     /// Bound of the whole job, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,7 +79,8 @@ pub struct JobRequest {
     pub network: Option<NetworkName>,
     /// Notes by which jobs can be listed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub labels: Option<BTreeMap<String, String>>,
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    pub labels: Option<Members<String>>,
     /// Jobs of a higher one start earlier. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i16>, minimum = -100, maximum = 100)]
@@ -102,12 +105,13 @@ pub struct StepRequest {
     pub stdin: Option<Content>,
     /// Environment variables, put over those of the job.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub env: Option<BTreeMap<String, String>>,
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    pub env: Option<Members<String>>,
     /// Where it starts. Absolute. Default: the job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
     /// What it may use, put over what the job says.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe")]
     pub limits: Option<LimitsRequest>,
     /// Whether it runs, depending on the steps before it. Default: `success`.
     #[serde(skip_serializing_if = "Option::is_none")]

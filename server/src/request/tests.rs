@@ -27,8 +27,11 @@ impl Desk {
     }
 
     fn check(&self, body: &Value) -> Result<(JobSpec, Inputs), Vec<FieldError>> {
-        let text = serde_json::to_vec(body).expect("written");
-        let (request, unknown) = body::parse::<JobRequest>(&text).expect("has the shape");
+        self.check_text(&serde_json::to_vec(body).expect("written"))
+    }
+
+    fn check_text(&self, text: &[u8]) -> Result<(JobSpec, Inputs), Vec<FieldError>> {
+        let (request, unknown) = body::parse::<JobRequest>(text).expect("has the shape");
         let rules = Rules {
             limits: &self.limits,
             capacity: self.capacity,
@@ -200,11 +203,64 @@ fn files_are_refused_for_where_they_are_and_what_they_hold() {
     desk.refused(&with("files", &json!({"a": "1", "a/b/c": "2"})), "/files/a~1b~1c");
 }
 
+/// What is said of a text that has not the shape of a request, with the pointer first.
+fn misshapen(text: &str) -> String {
+    let problem = body::parse_object::<JobRequest>(text.as_bytes()).expect_err(text);
+    format!("{problem:?}")
+}
+
 #[test]
-fn a_path_that_is_written_twice_is_a_mistake() {
-    let text = br#"{"command": ["true"], "files": {"a": "1", "a": "2"}}"#;
-    let (request, _) = body::parse::<JobRequest>(text).expect("has the shape");
-    assert_eq!(request.files.expect("files").0.len(), 2, "not hidden by a map");
+fn an_array_is_no_object() {
+    for (text, pointer) in [
+        (r#"[["true"]]"#, ""),
+        (r#"{"command": ["true"], "limits": [100]}"#, "/limits"),
+        (r#"{"steps": [["build", ["true"]]]}"#, "/steps/0"),
+        (r#"{"steps": [{"command": ["a"]}, {"limits": []}]}"#, "/steps/1/limits"),
+        (r#"{"command": ["true"], "files": ["a"]}"#, "/files"),
+        (r#"{"command": ["true"], "files": {"a": ["Zg==", null, "0755"]}}"#, "/files/a"),
+        (r#"{"command": ["cat"], "stdin": ["Zg=="]}"#, "/stdin"),
+        (r#"{"command": ["true"], "env": ["A=B"]}"#, "/env"),
+        (r#"{"command": ["true"], "labels": []}"#, "/labels"),
+    ] {
+        let said = misshapen(text);
+        let is_there = said.contains(&format!("pointer: {pointer:?}")) && said.contains("object");
+        assert!(said.contains("Invalid") && is_there, "{text}: {said}");
+    }
+}
+
+#[test]
+fn a_field_that_is_written_twice_is_a_mistake() {
+    for (text, pointer) in [
+        (r#"{"command": ["true"], "image": "host", "image": "host"}"#, "/image"),
+        (r#"{"command": ["true"], "command": ["true"]}"#, "/command"),
+        (r#"{"command": ["true"], "limits": {"pids": 1, "pids": 2}}"#, "/limits/pids"),
+        (r#"{"steps": [{"script": "a", "script": "b"}]}"#, "/steps/0/script"),
+        (r#"{"command": ["true"], "stdin": {"base64": "", "base64": ""}}"#, "/stdin/base64"),
+        (
+            r#"{"command": ["true"], "files": {"a/b": {"text": "", "text": ""}}}"#,
+            "/files/a~1b/text",
+        ),
+    ] {
+        let said = misshapen(text);
+        let is_there = said.contains(&format!("pointer: {pointer:?}")) && said.contains("twice");
+        assert!(said.contains("Invalid") && is_there, "{text}: {said}");
+    }
+}
+
+#[test]
+fn a_name_that_is_written_twice_is_a_mistake() {
+    let desk = Desk::open();
+    for (text, pointer) in [
+        (r#"{"command": ["true"], "env": {"A": "1", "B": "", "A": "1"}}"#, "/env/A"),
+        (r#"{"command": ["true"], "labels": {"a/b": "1", "a/b": "2"}}"#, "/labels/a~1b"),
+        (r#"{"command": ["true"], "files": {"a": "1", "a": "2"}}"#, "/files/a"),
+        (r#"{"steps": [{"script": "", "env": {"A": "1", "A": "2"}}]}"#, "/steps/0/env/A"),
+    ] {
+        let errors = desk.check_text(text.as_bytes()).expect_err("refused");
+        let [error] = errors.as_slice() else { panic!("{text}: not one error: {errors:?}") };
+        assert_eq!(error.pointer, pointer, "{text}");
+        assert!(error.detail.contains("tw"), "{text}: {}", error.detail);
+    }
 }
 
 #[test]

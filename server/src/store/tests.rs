@@ -294,3 +294,15 @@ async fn a_change_that_fails_alone_is_undone_and_the_next_one_works() {
     assert!(store.job(next.id).await.expect("read").is_some());
     opened.close().await;
 }
+
+#[test]
+fn a_store_whose_writer_has_ended_is_closed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let runtime = || tokio::runtime::Runtime::new().expect("a runtime");
+    let ended = runtime();
+    // Its tasks end with it, wherever they are.
+    let store = ended.block_on(open_at(dir.path())).store;
+    drop(ended);
+    let claimed = runtime().block_on(store.claim(JobId::generate(), now()));
+    assert!(matches!(claimed, Err(StoreError::Closed)), "{claimed:?}");
+}

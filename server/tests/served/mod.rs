@@ -24,6 +24,7 @@ pub(crate) struct Server {
     address: String,
     run_dir: PathBuf,
     cgroup_parent: String,
+    log: PathBuf,
 }
 
 /// An answer.
@@ -82,19 +83,30 @@ impl Server {
 
     /// Starts a server with a configuration file of this text.
     pub(crate) fn start_with(data: &Path, config: &str) -> Self {
+        Self::start_saying(data, config, Stdio::inherit())
+    }
+
+    /// Starts a server that writes down what it says; see [`Server::has_said`].
+    pub(crate) fn start_logged(data: &Path, config: &str) -> Self {
+        let log = std::fs::File::create(data.with_extension("log")).expect("made");
+        Self::start_saying(data, config, log.into())
+    }
+
+    fn start_saying(data: &Path, config: &str, log: Stdio) -> Self {
         let file = data.with_extension("toml");
         // Both by the name of the data: the next server on it cleans up after this one.
         let run_dir = data.with_extension("run");
         let cgroup_parent = format!("lazaret/tests-{}", test_name(data));
         let place = format!("run_dir = {run_dir:?}\ncgroup_parent = {cgroup_parent:?}\n");
         std::fs::write(&file, place + config).expect("written");
-        let mut child =
-            serve_command(data, FREE_PORT).arg("--config").arg(&file).spawn().expect("started");
+        let mut command = serve_command(data, FREE_PORT);
+        let mut child = command.arg("--config").arg(&file).stderr(log).spawn().expect("started");
         let stdout = child.stdout.take().expect("piped");
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).expect("read");
         let address = line.trim().strip_prefix("listening on http://").expect("an address");
-        Self { child, address: address.to_owned(), run_dir, cgroup_parent }
+        let (address, log) = (address.to_owned(), data.with_extension("log"));
+        Self { child, address, run_dir, cgroup_parent, log }
     }
 
     /// The port it listens on.
@@ -162,6 +174,11 @@ impl Server {
         open(&self.address, (method, path), headers, body).expect("sent")
     }
 
+    /// Whether this is in the log of a server that has one.
+    pub(crate) fn has_said(&self, text: &str) -> bool {
+        std::fs::read_to_string(&self.log).expect("a log").contains(text)
+    }
+
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
@@ -203,12 +220,17 @@ impl Server {
         }
     }
 
-    /// Removes the cgroup of all its containers in every hierarchy; false if some is in use.
-    fn remove_cgroup(&self) -> bool {
+    /// Where the cgroup of all its containers is, or would be, in every hierarchy.
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten();
         let roots = hierarchies.map(|entry| entry.path()).chain([root.to_owned()]);
-        let removed = roots.map(|root| std::fs::remove_dir(root.join(&self.cgroup_parent)));
+        roots.map(|root| root.join(&self.cgroup_parent)).collect()
+    }
+
+    /// Removes the cgroup of all its containers in every hierarchy; false if some is in use.
+    fn remove_cgroup(&self) -> bool {
+        let removed = self.cgroups().into_iter().map(std::fs::remove_dir);
         let in_use = |result: &io::Result<()>| {
             result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
         };

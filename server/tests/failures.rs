@@ -1,0 +1,145 @@
+//! What becomes of jobs while the store fails, or a shim that does not answer any more.
+#![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
+
+mod served;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use served::{Server, send_signal, wait_until};
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
+
+/// Changes the database behind the server's back.
+fn execute(data: &Path, sql: &'static str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let changed = runtime.expect("a runtime").block_on(async {
+        let database = SqliteConnectOptions::new().filename(data.join("lazaret.db"));
+        let mut connection = database.connect().await?;
+        sqlx::query(sql).execute(&mut connection).await
+    });
+    changed.expect("changed");
+}
+
+/// Has the store fail each claim and each verdict, as a full disk does.
+const FAIL: &str = "create trigger fail before update of state on jobs \
+     begin select raise(abort, 'by a test'); end";
+/// Mends it.
+const MEND: &str = "drop trigger fail";
+/// What the server says when the store fails it.
+const FAILED: &str = "the store failed a job";
+
+fn started(config: &str) -> (tempfile::TempDir, Server) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_logged(&dir.path().join("data"), config);
+    (dir, server)
+}
+
+/// Checks that a job has succeeded at its first attempt, and that its log says so once.
+fn has_succeeded(server: &Server, id: &str) {
+    let job = server.wait_for(id, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(1)), "{job}");
+    let path = format!("/v1/jobs/{id}/logs");
+    let log = server.call("GET", &path, &[("Accept", "application/jsonl")], "").body;
+    assert_eq!(log.matches("\"event\":\"end\"").count(), 1, "{log}");
+}
+
+#[test]
+fn a_verdict_waits_until_the_store_takes_it() {
+    let (dir, server) = started("");
+    let data = dir.path().join("data");
+    execute(&data, FAIL);
+    let id = server.submit(&json!({"script": "echo whole"}));
+    wait_until("the store fails", || server.has_said(FAILED));
+    let job = server.get(&format!("/v1/jobs/{id}")).json();
+    assert_eq!((&job["state"], &job["verdict"]), (&json!("running"), &Value::Null), "{job}");
+    execute(&data, MEND);
+    has_succeeded(&server, &id);
+    assert_eq!(server.get(&format!("/v1/jobs/{id}/logs")).body, "whole\n");
+}
+
+/// A job that takes all there is, and one that waits for its end and is then not claimed.
+fn unclaimed(data: &Path, server: &Server) -> String {
+    let busy = server.submit(&json!({"command": ["sleep", "60"]}));
+    let waiting = server.submit(&json!({"command": ["true"]}));
+    server.wait_for(&busy, "running");
+    execute(
+        data,
+        "create trigger fail before update of state on jobs when new.state = 'running' \
+         begin select raise(abort, 'by a test'); end",
+    );
+    server.call("POST", &format!("/v1/jobs/{busy}/cancel"), &[], "");
+    wait_until("the store fails", || server.has_said(FAILED));
+    assert_eq!(server.get(&format!("/v1/jobs/{waiting}")).json()["state"], "queued");
+    waiting
+}
+
+#[test]
+fn a_claim_waits_until_the_store_takes_it() {
+    let (dir, server) = started("capacity.cpus = 1.0");
+    let data = dir.path().join("data");
+    let waiting = unclaimed(&data, &server);
+    execute(&data, MEND);
+    has_succeeded(&server, &waiting);
+}
+
+#[test]
+fn a_claim_that_the_store_does_not_take_does_not_hold_up_a_drain() {
+    let config = "capacity.cpus = 1.0";
+    let (dir, server) = started(config);
+    let data = dir.path().join("data");
+    let waiting = unclaimed(&data, &server);
+    server.signal("TERM");
+    assert!(server.ended().success());
+    execute(&data, MEND);
+    has_succeeded(&Server::start_with(&data, config), &waiting);
+}
+
+#[test]
+fn a_verdict_that_no_store_took_is_there_for_the_next_server() {
+    let (dir, server) = started("");
+    let data = dir.path().join("data");
+    execute(&data, FAIL);
+    let id = server.submit(&json!({"script": "echo whole"}));
+    wait_until("the store fails", || server.has_said(FAILED));
+    server.signal("TERM");
+    wait_until("drains", || server.get("/readyz").status == 503);
+    server.signal("TERM");
+    assert!(server.ended().success());
+    execute(&data, MEND);
+    let server = Server::start(&data);
+    has_succeeded(&server, &id);
+    assert_eq!(server.get(&format!("/v1/jobs/{id}/logs")).body, "whole\n");
+}
+
+#[test]
+fn a_shim_that_does_not_end_in_time_is_given_up_for_another() {
+    let (_dir, server) = started("warm_containers = 1\ngrace_ms = 200");
+    wait_until("one waits", || server.shims().len() == 1);
+    let stopped = server.shims()[0];
+    send_signal("STOP", stopped);
+    let job = server.run(&json!({"script": "echo whole", "job_wall_ms": 2000}));
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(2)), "{job}");
+    assert_eq!(job["steps"][0]["stdout"], "whole\n");
+    assert!(server.has_said("did not end in time"));
+    send_signal("KILL", stopped);
+    wait_until("it is gone", || !server.shims().contains(&stopped));
+}
+
+#[test]
+fn a_job_whose_shims_do_not_end_in_time_is_a_fault() {
+    let (_dir, server) = started("warm_containers = 2\ngrace_ms = 200");
+    wait_until("two wait", || server.shims().len() == 2);
+    let stopped = server.shims();
+    for shim in &stopped {
+        send_signal("STOP", *shim);
+    }
+    let job = server.run(&json!({"command": ["true"], "job_wall_ms": 1}));
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("fault"), &json!(2)), "{job}");
+    assert_eq!(job["detail"], "the container did not end in time");
+    for shim in &stopped {
+        send_signal("KILL", *shim);
+    }
+    wait_until("they are gone", || server.shims().iter().all(|shim| !stopped.contains(shim)));
+    assert_eq!(server.run(&json!({"command": ["true"]}))["verdict"], "success");
+}
