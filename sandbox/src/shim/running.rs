@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use self::sockets::SocketWatch;
 use super::deadlines::{Timer, soonest_cpu_limit};
 use super::job::Job;
 use super::launch::{Launch, Launched, launch};
@@ -82,8 +83,8 @@ struct Running<'j, 's> {
     next_cpu_look: Duration,
     /// When to look at the OOM counter, and how often still.
     next_oom_look: Option<(Duration, u32)>,
-    /// When to look at the buffers of sockets, where memory does not include them.
-    next_socket_look: Option<Duration>,
+    /// Looks at the buffers of sockets, where memory does not include them.
+    sockets: Option<SocketWatch>,
     /// What they and memory were when they were too much together.
     memory_with_sockets: Option<u64>,
     /// Why the program could not be executed.
@@ -114,7 +115,7 @@ impl<'j, 's> Running<'j, 's> {
         (at, baseline): (Duration, Counters),
     ) -> Result<Self> {
         let cores = job.cores;
-        let next_socket_look = sockets::first_look(&job.container.leaf, at);
+        let sockets = SocketWatch::new(&job.container.leaf, at, baseline.cpu_us);
         let Launched { gate, stdin, stdout, stderr } = launched;
         Ok(Self {
             job,
@@ -129,7 +130,7 @@ impl<'j, 's> Running<'j, 's> {
             baseline,
             next_cpu_look: at + soonest_cpu_limit(&step.limits, 0, cores),
             next_oom_look: None,
-            next_socket_look,
+            sockets,
             memory_with_sockets: None,
             exec_error: None,
             ended: None,
@@ -280,7 +281,10 @@ impl<'j, 's> Running<'j, 's> {
             // Nothing is left to be limited; init has a bound of its own.
             Some(Kill::Step(at)) => return at + KILL_BOUND,
             Some(Kill::Container) => Duration::MAX,
-            None => self.next_socket_look.unwrap_or(Duration::MAX).min(self.next_cpu_look),
+            None => {
+                let sockets = self.sockets.as_ref().map(|watch| watch.next_look);
+                sockets.unwrap_or(Duration::MAX).min(self.next_cpu_look)
+            }
         };
         [self.output.stdout.flush_at, self.output.stderr.flush_at]
             .into_iter()
@@ -310,9 +314,7 @@ impl<'j, 's> Running<'j, 's> {
         if now >= self.next_cpu_look {
             self.look_at_cpu(now)?;
         }
-        if self.next_socket_look.is_some_and(|at| now >= at) {
-            self.look_at_sockets(now)?;
-        }
+        self.look_at_sockets(now)?;
         if now >= self.started + Duration::from_millis(self.step.limits.wall_ms.get()) {
             self.kill()?;
         }
