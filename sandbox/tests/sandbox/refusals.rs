@@ -109,20 +109,12 @@ fn unknown_calls_look_as_if_the_kernel_had_none(sandbox: &Sandbox) {
 }
 
 fn calls_of_another_architecture_are_fatal(sandbox: &Sandbox) {
-    if is_user_mode_linux() {
-        // Its processes enter the kernel by ptrace, which does not tell one entry from another.
-        return;
-    }
     let source = "int main(void) { int r; __asm__ volatile (\"int $0x80\" : \"=a\"(r) : \
                   \"a\"(20)); return 0; }";
     let mut spec = sandbox.script("gcc -o /tmp/entry entry.c && /tmp/entry; echo $?");
     spec.files = vec![file("entry.c", source)];
     // SIGSYS, as the shell shows it.
     assert_eq!(sandbox.stdout_of(spec), "159\n");
-}
-
-fn is_user_mode_linux() -> bool {
-    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("User Mode Linux"))
 }
 
 fn sockets_that_reach_the_host_are_refused(sandbox: &Sandbox) {
