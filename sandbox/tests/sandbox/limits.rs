@@ -368,17 +368,23 @@ fn files_of_the_job_that_do_not_fit_are_a_disk_limit(sandbox: &Sandbox) {
 }
 
 fn a_share_of_a_cpu_is_enforced(sandbox: &Sandbox) {
-    let script = "for i in 1 2 3 4; do (while :; do :; done) & done; sleep 3";
-    let mut spec = sandbox.script(script);
+    // While the machine has much else to do, a container may not even get its share.
+    const ATTEMPTS: u32 = 5;
+    assert!((0..ATTEMPTS).any(|_| is_throttled_to_its_share(sandbox)), "never held");
+}
+
+/// Whether the quota held four busy processes, which have no more than their share in any case.
+fn is_throttled_to_its_share(sandbox: &Sandbox) -> bool {
+    let mut spec = sandbox.script("for i in 1 2 3 4; do (while :; do :; done) & done; sleep 2");
     // By ticks only a small share is surely told from a whole CPU, the only one there is then.
     let (millis, tolerance) = if counts_cpu_by_ticks() { (100, 2) } else { (500, 1) };
     spec.steps[0].limits.cpus = Cpus::from_millis(millis).expect("enough");
     let outcome = run(sandbox, spec);
     assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
-    assert!(outcome.usage.throttled_us > 0, "{:?}", outcome.usage);
     // Two periods may be cut by the start and the end.
     let bound = (outcome.usage.wall_us + 200_000) * u64::from(millis) / 1000;
     assert!(outcome.usage.cpu_us <= tolerance * bound, "{:?}", outcome.usage);
+    outcome.usage.throttled_us > 0
 }
 
 fn descriptors_are_limited(sandbox: &Sandbox) {
