@@ -60,6 +60,28 @@ fn how_a_program_was_stopped_is_an_exit_code_and_a_line() {
 }
 
 #[test]
+fn a_job_without_a_server_tells_all_of_its_end_in_one_json_object() {
+    let told = |arguments: &[&str]| {
+        let (code, out, err) = run(&[&["--json"], arguments].concat());
+        assert_eq!(err, "", "{arguments:?}");
+        (code, serde_json::from_str::<Value>(&out).expect("one JSON object"))
+    };
+    let (code, step) = told(&["--", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+    assert_eq!((code, &step["exit_code"], &step["verdict"]), (3, &3.into(), &"failure".into()));
+    assert_eq!((&step["stdout"], &step["stderr"]), (&"out\n".into(), &"err\n".into()));
+    assert_eq!((&step["signal"], &step["limit_hit"]), (&Value::Null, &Value::Null));
+    assert!(step["usage"]["wall_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{step}");
+    let (code, step) = told(&["--wall-time", "300ms", "--", "sleep", "60"]);
+    assert_eq!((code, &step["verdict"]), (124, &"wall_limit".into()));
+    assert_eq!(
+        (&step["limit_hit"]["limit"], &step["signal"]),
+        (&"wall_ms".into(), &"SIGKILL".into())
+    );
+    let (_, step) = told(&["--", "sh", "-c", "head -c 1M /dev/zero | tr '\\0' x"]);
+    assert_eq!(step["stdout"].as_str().map(str::len), Some(1 << 20), "all of it");
+}
+
+#[test]
 fn files_and_standard_input_reach_the_program() {
     let data = tempfile::tempdir().expect("a directory");
     let script = data.path().join("count.sh");

@@ -109,7 +109,7 @@ pub fn run() -> ExitCode {
     let form = if cli.json { Form::Json } else { Form::Text };
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args),
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => run::run(&args, form),
         Command::Job(args) => job::run(&args, form),
         Command::Image(args) => image::run(&args, form),
         Command::Doctor(args) => doctor::run(&args, form),
