@@ -117,6 +117,9 @@ fn an_imported_image_is_listed_run_and_removed() {
     let (code, _, err) = image(&["rm", "mine:1"]);
     assert_eq!((code, err.as_str()), (2, "lazaret: there is no image `mine:1`\n"));
     assert_eq!(image(&["import", "/nothing", "mine"]).0, 2);
+    let (code, _, err) = image(&["import", "/etc/hostname", "mine"]);
+    assert_eq!(code, 2);
+    assert!(err.starts_with("lazaret: `/etc/hostname`: neither a tar archive"), "{err}");
 }
 
 #[test]
