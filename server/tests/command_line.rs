@@ -197,6 +197,33 @@ fn jobs_are_sent_followed_shown_and_cancelled() {
 }
 
 #[test]
+fn a_reader_that_has_gone_ends_every_command_in_silence() {
+    let server = Server::start();
+    let id = server.job(&["submit", "--wait", "--", "echo", "out"]).1;
+    let id = id.split_whitespace().next().expect("an id");
+    let data = tempfile::tempdir().expect("a directory");
+    let data = data.path().to_str().expect("text");
+    for arguments in [
+        &["openapi"][..],
+        &["job", "ls", "--server", &server.url],
+        &["job", "ls", "--json", "--server", &server.url],
+        &["job", "get", id, "--server", &server.url],
+        &["job", "logs", id, "--server", &server.url],
+        &["job", "submit", "--server", &server.url, "--", "true"],
+        &["image", "ls", "--data", data],
+        &["doctor", "--data", data],
+        &["run", "--data", data, "--", "sh", "-c", "echo out; sleep 60"],
+        &["run", "--json", "--data", data, "--", "true"],
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = lazaret(arguments).stdout(writer).stderr(Stdio::piped()).output();
+        let (code, _, err) = told(&output.expect("started"));
+        assert_eq!((code, err.as_str()), (141, ""), "{arguments:?}");
+    }
+}
+
+#[test]
 fn what_the_server_refuses_is_said_in_its_words() {
     let server = Server::start();
     let (code, _, err) = server.job(&["get", "00000000-0000-7000-8000-000000000000"]);

@@ -81,9 +81,12 @@ pub(super) struct Args {
 
 /// Runs it, streaming its output. The exit code is the program's.
 pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
-    execute(args, form).or_else(|error| {
-        say(error);
-        Ok(ExitCode::from(FAULT))
+    execute(args, form).or_else(|error| match error {
+        CliError::Unread => Err(error),
+        CliError::Refused(_) | CliError::Failed(_) => {
+            say(error);
+            Ok(ExitCode::from(FAULT))
+        }
     })
 }
 
@@ -113,6 +116,9 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     // In any case: nobody else will ever ask how it ended.
     container.acknowledge().map_err(CliError::failed)?;
     let outcome = outcome?;
+    if output.is_unread() {
+        return Err(CliError::Unread);
+    }
     match output.into_json(&outcome, &limits) {
         Some(step) => {
             let step = serde_json::to_string_pretty(&step).map_err(CliError::failed)?;
@@ -258,7 +264,8 @@ fn follow(
             container.cancel().map_err(CliError::refused)?;
         }
         while let Some(event) = container.try_event().map_err(CliError::refused)? {
-            if !output.take()? {
+            output.take()?;
+            if output.is_unread() {
                 container.cancel().map_err(CliError::refused)?;
             }
             if let Event::Finished(outcome) = event {

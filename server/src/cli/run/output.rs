@@ -17,6 +17,8 @@ pub(super) struct Output {
     spool: SpoolReader<FromStart>,
     /// Nothing while it is passed on.
     kept: Option<Kept>,
+    /// Whether who it is passed on to has gone.
+    is_unread: bool,
 }
 
 /// Both streams, whole: a run has no log to read the rest in.
@@ -33,11 +35,16 @@ impl Output {
             Form::Text => None,
             Form::Json => Some(Kept::default()),
         };
-        Self { spool, kept }
+        Self { spool, kept, is_unread: false }
     }
 
-    /// Takes what the spool has got. False if nobody reads it any more.
-    pub(super) fn take(&mut self) -> Result<bool, CliError> {
+    /// Whether nobody reads it any more.
+    pub(super) fn is_unread(&self) -> bool {
+        self.is_unread
+    }
+
+    /// Takes what the spool has got.
+    pub(super) fn take(&mut self) -> Result<(), CliError> {
         while let Some(record) = self.spool.next_record()? {
             let Entry::Output(stream, bytes) = record.entry else { continue };
             let written = match (&mut self.kept, stream) {
@@ -48,11 +55,11 @@ impl Output {
             };
             match written {
                 Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => self.is_unread = true,
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// The end of the job as a step of the HTTP API, if that was asked for.
