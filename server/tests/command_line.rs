@@ -60,6 +60,28 @@ fn how_a_program_was_stopped_is_an_exit_code_and_a_line() {
 }
 
 #[test]
+fn a_job_without_a_server_tells_all_of_its_end_in_one_json_object() {
+    let told = |arguments: &[&str]| {
+        let (code, out, err) = run(&[&["--json"], arguments].concat());
+        assert_eq!(err, "", "{arguments:?}");
+        (code, serde_json::from_str::<Value>(&out).expect("one JSON object"))
+    };
+    let (code, step) = told(&["--", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+    assert_eq!((code, &step["exit_code"], &step["verdict"]), (3, &3.into(), &"failure".into()));
+    assert_eq!((&step["stdout"], &step["stderr"]), (&"out\n".into(), &"err\n".into()));
+    assert_eq!((&step["signal"], &step["limit_hit"]), (&Value::Null, &Value::Null));
+    assert!(step["usage"]["wall_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{step}");
+    let (code, step) = told(&["--wall-time", "300ms", "--", "sleep", "60"]);
+    assert_eq!((code, &step["verdict"]), (124, &"wall_limit".into()));
+    assert_eq!(
+        (&step["limit_hit"]["limit"], &step["signal"]),
+        (&"wall_ms".into(), &"SIGKILL".into())
+    );
+    let (_, step) = told(&["--", "sh", "-c", "head -c 1M /dev/zero | tr '\\0' x"]);
+    assert_eq!(step["stdout"].as_str().map(str::len), Some(1 << 20), "all of it");
+}
+
+#[test]
 fn files_and_standard_input_reach_the_program() {
     let data = tempfile::tempdir().expect("a directory");
     let script = data.path().join("count.sh");
@@ -95,6 +117,9 @@ fn an_imported_image_is_listed_run_and_removed() {
     let (code, _, err) = image(&["rm", "mine:1"]);
     assert_eq!((code, err.as_str()), (2, "lazaret: there is no image `mine:1`\n"));
     assert_eq!(image(&["import", "/nothing", "mine"]).0, 2);
+    let (code, _, err) = image(&["import", "/etc/hostname", "mine"]);
+    assert_eq!(code, 2);
+    assert!(err.starts_with("lazaret: `/etc/hostname`: neither a tar archive"), "{err}");
 }
 
 #[test]
@@ -170,6 +195,33 @@ fn jobs_are_sent_followed_shown_and_cancelled() {
     assert_eq!(server.job(&["cancel", id.trim()]).0, 0);
     server.job(&["logs", "-f", id.trim()]);
     assert!(server.job(&["get", id.trim()]).1.contains("cancelled"));
+}
+
+#[test]
+fn a_reader_that_has_gone_ends_every_command_in_silence() {
+    let server = Server::start();
+    let id = server.job(&["submit", "--wait", "--", "echo", "out"]).1;
+    let id = id.split_whitespace().next().expect("an id");
+    let data = tempfile::tempdir().expect("a directory");
+    let data = data.path().to_str().expect("text");
+    for arguments in [
+        &["openapi"][..],
+        &["job", "ls", "--server", &server.url],
+        &["job", "ls", "--json", "--server", &server.url],
+        &["job", "get", id, "--server", &server.url],
+        &["job", "logs", id, "--server", &server.url],
+        &["job", "submit", "--server", &server.url, "--", "true"],
+        &["image", "ls", "--data", data],
+        &["doctor", "--data", data],
+        &["run", "--data", data, "--", "sh", "-c", "echo out; sleep 60"],
+        &["run", "--json", "--data", data, "--", "true"],
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = lazaret(arguments).stdout(writer).stderr(Stdio::piped()).output();
+        let (code, _, err) = told(&output.expect("started"));
+        assert_eq!((code, err.as_str()), (141, ""), "{arguments:?}");
+    }
 }
 
 #[test]

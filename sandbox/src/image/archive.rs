@@ -3,16 +3,21 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::ops::Range;
 use std::rc::Rc;
 
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
+use tar::Header;
 
 use super::Digest;
 
 /// The largest window a zstd stream may ask us to hold: 2 to the power of this, 32 MiB.
 const MAX_ZSTD_WINDOW_LOG: u32 = 25;
 const READ_BYTES: usize = 64 << 10;
+/// Bytes of a header, and where in it its checksum is.
+const BLOCK_BYTES: usize = 512;
+const CHECKSUM_PLACE: Range<usize> = 148..156;
 
 /// The uncompressed archive in `file`, whatever it is compressed with.
 pub(super) fn open(file: File) -> io::Result<Box<dyn Read>> {
@@ -27,6 +32,27 @@ pub(super) fn open(file: File) -> io::Result<Box<dyn Read>> {
         return Ok(Box::new(decoder));
     }
     Ok(Box::new(file))
+}
+
+/// The stream `source`, if it starts as an archive does.
+pub(super) fn recognized<R: Read>(mut source: R) -> io::Result<Option<impl Read>> {
+    let mut block = Vec::new();
+    source.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
+    Ok(starts_archive(&block).then(|| io::Cursor::new(block).chain(source)))
+}
+
+/// Whether this is a header, by its checksum as even the oldest have one, or the end of an archive
+/// of nothing.
+fn starts_archive(block: &[u8]) -> bool {
+    if block.len() != BLOCK_BYTES {
+        return false;
+    }
+    let checksum = Header::from_byte_slice(block).cksum();
+    let sum = |bytes: &[u8]| bytes.iter().copied().map(u32::from).sum::<u32>();
+    // It counts as spaces itself.
+    let spaces = sum(&[b' '; CHECKSUM_PLACE.end - CHECKSUM_PLACE.start]);
+    let sum = sum(block) - sum(&block[CHECKSUM_PLACE]) + spaces;
+    checksum.is_ok_and(|checksum| checksum == sum) || block.iter().all(|byte| *byte == 0)
 }
 
 /// A stream that is hashed as it is read, and gives no more than its allowance.

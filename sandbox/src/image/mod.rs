@@ -71,6 +71,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A file that is something else altogether.
+    #[error("neither a tar archive, as it is or compressed with gzip or zstd, nor a directory")]
+    NoArchive,
     /// The archive or directory holds something that an image must not have.
     #[error("entry `{entry}` {what}")]
     BadArchive {

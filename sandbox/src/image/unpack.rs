@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use rustix::fs::Timespec;
 use tar::{Archive, Entry, EntryType};
 
-use super::archive::{Allowance, Metered};
+use super::archive::{self, Allowance, Metered};
 use super::layer::{Attributes, Bounds, EntryPath, LayerWriter, Node, bad, unreadable};
 use super::{Digest, Error, Result};
 use crate::spec::MAX_ID;
@@ -23,10 +23,12 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Unpacks the uncompressed tar stream `source` into `layer`. Answers with the stream's digest.
 pub(super) fn unpack(source: impl Read, layer: &mut LayerWriter, bounds: Bounds) -> Result<Digest> {
+    let mut place = b"the archive".to_vec();
+    let source = archive::recognized(source).map_err(|error| unreadable(&place, &error))?;
+    let source = source.ok_or(Error::NoArchive)?;
     let headers = bounds.entries.saturating_mul(HEADER_BYTES);
     let allowance = Allowance::new(bounds.unpacked_bytes.saturating_add(headers));
     let mut archive = Archive::new(Metered::new(source, allowance.clone()));
-    let mut place = b"the archive".to_vec();
     let mut entries = archive.entries().map_err(|error| unreadable(&place, &error))?;
     loop {
         allowance.narrow(MAX_HEADER_BYTES);
@@ -176,5 +178,8 @@ fn after(place: &[u8], error: &std::io::Error) -> Error {
     if error.kind() == ErrorKind::QuotaExceeded {
         return bad(place, "is followed by a header that is too large");
     }
-    bad(place, &format!("is followed by what cannot be read: {error}"))
+    // What the tar crate says of a number that is none ends with what stands in its place.
+    let text = error.to_string();
+    let reason = text.split(": ").next().unwrap_or_default();
+    bad(place, &format!("is followed by what cannot be read: {reason}"))
 }

@@ -136,3 +136,21 @@ fn attributes_that_speak_to_the_kernel_are_dropped() {
     let length = rustix::fs::listxattr(path, &mut list).expect("listed");
     assert_eq!(&list[..length], b"user.kept\0");
 }
+
+#[test]
+fn what_is_no_archive_is_refused_without_showing_what_it_is() {
+    let place = Place::new();
+    let secret = b"SECRET\xff\n".repeat(500);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&secret).expect("compressed");
+    let gzip = gzip.finish().expect("compressed");
+    for content in [b"".as_slice(), b"SECRET\n", &secret, &gzip] {
+        let reason = place.refuse(content);
+        assert!(reason.contains("neither a tar archive"), "{reason}");
+        assert!(!reason.contains("SECRET"), "{reason}");
+    }
+    let whole = archive(&[file("etc/x", b"x")]);
+    let spoilt = [&whole[..1024], secret.as_slice()].concat();
+    let reason = place.refuse(&spoilt);
+    assert!(reason.contains("`etc/x` is followed by") && !reason.contains("SECRET"), "{reason}");
+}

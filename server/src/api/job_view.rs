@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use lazaret_sandbox::outcome::{LimitHit, LimitName, Usage, Verdict};
+use lazaret_sandbox::spec::Limits;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::job::{Job, JobImage, JobSpec, JobStep, State, StepEnd};
+use crate::job::{Job, JobImage, JobSpec, State, StepEnd};
 use crate::request::in_cpus;
 use crate::store::Summary;
 
@@ -128,7 +129,7 @@ pub(super) enum VerdictName {
 /// A step of a job.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Step)]
-pub(super) struct StepView {
+pub struct StepView {
     /// Its name.
     name: String,
     /// How it ended; null until the job has.
@@ -231,7 +232,10 @@ impl From<Job> for JobView {
             finished_at: job.finished_at,
             queue_ms: queue_ms(job.created_at, job.started_at),
             detail,
-            steps: steps.into_iter().map(|step| StepView::new(step, ended.next())).collect(),
+            steps: steps
+                .into_iter()
+                .map(|step| StepView::new(step.name, &step.limits, ended.next()))
+                .collect(),
             job_wall_ms: job_wall_ms.get(),
             disk_bytes: disk_bytes.get(),
             labels,
@@ -265,18 +269,20 @@ impl From<JobImage> for ImageRef {
 }
 
 impl StepView {
-    fn new(step: JobStep, end: Option<StepEnd>) -> Self {
+    /// The step of this name; what it wrote is shown as it is in `end`.
+    #[must_use]
+    pub fn new(name: String, limits: &Limits, end: Option<StepEnd>) -> Self {
         let limits = LimitsView {
-            cpu_ms: step.limits.cpu_ms.get(),
-            wall_ms: step.limits.wall_ms.get(),
-            memory_bytes: step.limits.memory_bytes.get(),
-            pids: step.limits.pids.get(),
-            cpus: in_cpus(step.limits.cpus.millis().into()),
-            output_bytes: step.limits.output_bytes.get(),
-            open_files: step.limits.open_files.get(),
+            cpu_ms: limits.cpu_ms.get(),
+            wall_ms: limits.wall_ms.get(),
+            memory_bytes: limits.memory_bytes.get(),
+            pids: limits.pids.get(),
+            cpus: in_cpus(limits.cpus.millis().into()),
+            output_bytes: limits.output_bytes.get(),
+            open_files: limits.open_files.get(),
         };
         let mut view = Self {
-            name: step.name,
+            name,
             verdict: None,
             exit_code: None,
             signal: None,

@@ -39,6 +39,7 @@ use crate::logs::follow::Source;
 use crate::runner::Runner;
 use crate::store::Store;
 use body::BodyRoom;
+pub use job_view::StepView;
 use problem::Problem;
 use query::NoParameters;
 pub use request_id::nameless;

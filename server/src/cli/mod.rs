@@ -11,7 +11,7 @@ mod run;
 mod serve;
 
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +22,8 @@ use crate::config::ConfigError;
 const REFUSED: u8 = 2;
 /// Exit code of our own failures.
 const FAILED: u8 = 1;
+/// Exit code when the reader of the output has gone: 128 and SIGPIPE, as shells have it.
+const UNREAD: u8 = 141;
 
 /// Runs untrusted programs in fresh, limited containers.
 #[derive(Debug, Parser)]
@@ -71,6 +73,9 @@ pub enum CliError {
     /// We failed. Exit code 1.
     #[error("{0}")]
     Failed(String),
+    /// The reader of the output has gone, so there is nothing left to do or say. Exit code 141.
+    #[error("nobody reads the output")]
+    Unread,
 }
 
 impl CliError {
@@ -80,6 +85,17 @@ impl CliError {
 
     fn failed(reason: impl fmt::Display) -> Self {
         Self::Failed(reason.to_string())
+    }
+
+    /// Tells the user, and answers what to exit with.
+    fn end(&self) -> ExitCode {
+        let code = match self {
+            Self::Unread => return ExitCode::from(UNREAD),
+            Self::Refused(_) => REFUSED,
+            Self::Failed(_) => FAILED,
+        };
+        say(self);
+        ExitCode::from(code)
     }
 }
 
@@ -97,7 +113,8 @@ impl From<lazaret_sandbox::image::Error> for CliError {
 
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
-        Self::failed(error)
+        // Of all that is written to, only what a shell has connected can be closed by others.
+        if error.kind() == ErrorKind::BrokenPipe { Self::Unread } else { Self::failed(error) }
     }
 }
 
@@ -109,7 +126,7 @@ pub fn run() -> ExitCode {
     let form = if cli.json { Form::Json } else { Form::Text };
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args),
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => run::run(&args, form),
         Command::Job(args) => job::run(&args, form),
         Command::Image(args) => image::run(&args, form),
         Command::Doctor(args) => doctor::run(&args, form),
@@ -117,13 +134,7 @@ pub fn run() -> ExitCode {
     };
     match done {
         Ok(code) => code,
-        Err(error) => {
-            say(&error);
-            ExitCode::from(match error {
-                CliError::Refused(_) => REFUSED,
-                CliError::Failed(_) => FAILED,
-            })
-        }
+        Err(error) => error.end(),
     }
 }
 

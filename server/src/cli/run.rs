@@ -1,18 +1,18 @@
 //! `lazaret run`: one job, here and now, without a server.
 
+mod output;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, IsTerminal as _, Read, Write};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When};
-use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
 use lazaret_sandbox::{Container, Event, Settings, Zygote};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -20,8 +20,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
-use super::{CliError, input, say};
+use super::{CliError, Form, input, say};
 use crate::config::LimitPolicy;
+use output::Output;
 
 /// The exit code for a fault of ours.
 const FAULT: u8 = 125;
@@ -41,6 +42,8 @@ const CGROUP_PARENT: &str = "lazaret/run";
 
 /// One job, run here.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "With --json, nothing is printed but one JSON object at the end: verdict, \
+    exit code, usage and all output, in the fields of a step of the HTTP API.")]
 pub(super) struct Args {
     /// The image to run in.
     #[arg(long, default_value = "host")]
@@ -77,14 +80,17 @@ pub(super) struct Args {
 }
 
 /// Runs it, streaming its output. The exit code is the program's.
-pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    execute(args).or_else(|error| {
-        say(error);
-        Ok(ExitCode::from(FAULT))
+pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
+    execute(args, form).or_else(|error| match error {
+        CliError::Unread => Err(error),
+        CliError::Refused(_) | CliError::Failed(_) => {
+            say(error);
+            Ok(ExitCode::from(FAULT))
+        }
     })
 }
 
-fn execute(args: &Args) -> Result<ExitCode, CliError> {
+fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let zygote = Zygote::start(&Settings {
         run_dir: RUN_DIR.into(),
         ids_dir: IDS_DIR.into(),
@@ -96,23 +102,41 @@ fn execute(args: &Args) -> Result<ExitCode, CliError> {
     let store = args.place.open()?;
     let image = find(&store, &args.image)?;
     let _hold = store.hold(&image)?;
-    let spec = args.spec(&store, &image)?;
+    let limits = args.limits(&LimitPolicy::default())?;
+    let spec = args.spec(&store, &image, limits)?;
     let spool = anonymous_file(&args.place.directory()?)?;
     let signals = signals()?;
     let id = format!("run-{}", std::process::id());
     let mut container = zygote.spawn(&id).map_err(CliError::failed)?;
     container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
-    let outcome = follow(&mut container, &signals, spool);
+    let mut output = Output::new(spool, form);
+    let outcome = follow(&mut container, &signals, &mut output);
     if outcome.is_err() {
         container.cancel().map_err(CliError::failed)?;
     }
     // In any case: nobody else will ever ask how it ended.
     container.acknowledge().map_err(CliError::failed)?;
-    report(&outcome?)
+    let outcome = outcome?;
+    if output.is_unread() {
+        return Err(CliError::Unread);
+    }
+    match output.into_json(&outcome, &limits) {
+        Some(step) => {
+            let step = serde_json::to_string_pretty(&step).map_err(CliError::failed)?;
+            writeln!(io::stdout(), "{step}")?;
+        }
+        None => tell(&outcome)?,
+    }
+    Ok(ExitCode::from(exit_code(&outcome)))
 }
 
 impl Args {
-    fn spec(&self, store: &ImageStore, image: &Image) -> Result<ContainerSpec, CliError> {
+    fn spec(
+        &self,
+        store: &ImageStore,
+        image: &Image,
+        limits: Limits,
+    ) -> Result<ContainerSpec, CliError> {
         let config = &image.config;
         let command = match self.command.as_slice() {
             [] => [config.entrypoint.as_slice(), &config.command].concat(),
@@ -134,7 +158,7 @@ impl Args {
             env: env.into_iter().collect(),
             workdir: None,
             stdin: if self.stdin { read_stdin()? } else { Vec::new() },
-            limits: self.limits(&policy)?,
+            limits,
             output_overflow: OutputOverflow::Kill,
             when: When::Success,
             allow_failure: false,
@@ -224,10 +248,13 @@ fn signals() -> Result<SignalFd, CliError> {
     SignalFd::with_flags(&set, flags).map_err(CliError::failed)
 }
 
-/// Writes output as it comes, until the container is gone. The first signal cancels; should the
+/// Takes output as it comes, until the container is gone. The first signal cancels; should the
 /// reader of the output go, that cancels too.
-fn follow(container: &mut Container, signals: &SignalFd, spool: File) -> Result<Outcome, CliError> {
-    let mut output = SpoolReader::new(FromStart { file: spool, offset: 0 });
+fn follow(
+    container: &mut Container,
+    signals: &SignalFd,
+    output: &mut Output,
+) -> Result<Outcome, CliError> {
     loop {
         {
             let mut fds =
@@ -238,7 +265,8 @@ fn follow(container: &mut Container, signals: &SignalFd, spool: File) -> Result<
             container.cancel().map_err(CliError::refused)?;
         }
         while let Some(event) = container.try_event().map_err(CliError::refused)? {
-            if !write_output(&mut output)? {
+            output.take()?;
+            if output.is_unread() {
                 container.cancel().map_err(CliError::refused)?;
             }
             if let Event::Finished(outcome) = event {
@@ -248,71 +276,38 @@ fn follow(container: &mut Container, signals: &SignalFd, spool: File) -> Result<
     }
 }
 
-/// Writes what the spool has got. False if nobody reads it any more.
-fn write_output(output: &mut SpoolReader<FromStart>) -> Result<bool, CliError> {
-    while let Some(record) = output.next_record()? {
-        let written = match record.entry {
-            Entry::Output(Stream::Stdout, bytes) => write_now(&mut io::stdout().lock(), &bytes),
-            Entry::Output(Stream::Stderr, bytes) => write_now(&mut io::stderr().lock(), &bytes),
-            Entry::StepStarted(_) | Entry::StepEnded(_) => Ok(()),
-        };
-        match written {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(true)
-}
-
-fn write_now(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    stream.write_all(bytes)?;
-    stream.flush()
-}
-
 /// Says on stderr what an exit code alone would not.
-fn report(outcome: &Outcome) -> Result<ExitCode, CliError> {
+fn tell(outcome: &Outcome) -> io::Result<()> {
+    if matches!(outcome.verdict, Verdict::Success | Verdict::Failure) {
+        return Ok(());
+    }
     let step = outcome.steps.first();
-    let verdict = outcome.verdict;
-    let program = step.map_or(FAULT, exit_code);
-    let code = match verdict {
-        Verdict::Success => return Ok(ExitCode::SUCCESS),
-        Verdict::Failure | Verdict::Signaled | Verdict::DiskLimit => program,
+    let mut line = format!("lazaret: {}", outcome.verdict.as_str());
+    if let Some(hit) = step.and_then(|step| step.limit_hit) {
+        line += &format!(": allowed {}, observed {}", hit.allowed, hit.observed);
+    }
+    if let Some(detail) = outcome.detail.as_ref().or(step.and_then(|step| step.detail.as_ref())) {
+        line += &format!(": {detail}");
+    }
+    writeln!(io::stderr(), "{line}")
+}
+
+/// What this command exits with.
+fn exit_code(outcome: &Outcome) -> u8 {
+    match outcome.verdict {
+        Verdict::Success => 0,
+        Verdict::Failure | Verdict::Signaled | Verdict::DiskLimit => {
+            outcome.steps.first().map_or(FAULT, exit_code_of_program)
+        }
         Verdict::CpuLimit | Verdict::WallLimit => OUT_OF_TIME,
         Verdict::MemoryLimit | Verdict::OutputLimit => KILLED,
         Verdict::Cancelled => INTERRUPTED,
         Verdict::Skipped | Verdict::Fault => FAULT,
-    };
-    if verdict != Verdict::Failure {
-        let mut line = format!("lazaret: {}", verdict.as_str());
-        if let Some(hit) = step.and_then(|step| step.limit_hit) {
-            line += &format!(": allowed {}, observed {}", hit.allowed, hit.observed);
-        }
-        if let Some(detail) = outcome.detail.as_ref().or(step.and_then(|step| step.detail.as_ref()))
-        {
-            line += &format!(": {detail}");
-        }
-        writeln!(io::stderr(), "{line}")?;
     }
-    Ok(ExitCode::from(code))
 }
 
 /// The program's exit code, or 128 and the signal that ended it, as shells have it.
-fn exit_code(step: &StepOutcome) -> u8 {
+fn exit_code_of_program(step: &StepOutcome) -> u8 {
     let code = step.exit_code.or(step.signal.map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(FAULT)
-}
-
-/// Reads by offset: the shim writes through the same open file.
-struct FromStart {
-    file: File,
-    offset: u64,
-}
-
-impl Read for FromStart {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.file.read_at(buffer, self.offset)?;
-        self.offset += bytes as u64;
-        Ok(bytes)
-    }
 }

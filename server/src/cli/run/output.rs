@@ -1,0 +1,112 @@
+//! What a program writes: passed on as it comes, or kept for the one JSON object at its end.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt as _;
+
+use lazaret_sandbox::outcome::{Outcome, StepOutcome, Usage};
+use lazaret_sandbox::spec::Limits;
+use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
+
+use crate::api::StepView;
+use crate::cli::{CliError, Form};
+use crate::job::{OutputHead, StepEnd};
+
+/// What the spool holds, and what has become of it so far.
+pub(super) struct Output {
+    spool: SpoolReader<FromStart>,
+    /// Nothing while it is passed on.
+    kept: Option<Kept>,
+    /// Whether who it is passed on to has gone.
+    is_unread: bool,
+}
+
+/// Both streams, whole: a run has no log to read the rest in.
+#[derive(Default)]
+struct Kept {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Output {
+    pub(super) fn new(spool: File, form: Form) -> Self {
+        let spool = SpoolReader::new(FromStart { file: spool, offset: 0 });
+        let kept = match form {
+            Form::Text => None,
+            Form::Json => Some(Kept::default()),
+        };
+        Self { spool, kept, is_unread: false }
+    }
+
+    /// Whether nobody reads it any more.
+    pub(super) fn is_unread(&self) -> bool {
+        self.is_unread
+    }
+
+    /// Takes what the spool has got.
+    pub(super) fn take(&mut self) -> Result<(), CliError> {
+        while let Some(record) = self.spool.next_record()? {
+            let Entry::Output(stream, bytes) = record.entry else { continue };
+            let written = match (&mut self.kept, stream) {
+                (Some(kept), Stream::Stdout) => kept.stdout.write_all(&bytes),
+                (Some(kept), Stream::Stderr) => kept.stderr.write_all(&bytes),
+                (None, Stream::Stdout) => write_now(&mut io::stdout().lock(), &bytes),
+                (None, Stream::Stderr) => write_now(&mut io::stderr().lock(), &bytes),
+            };
+            match written {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => self.is_unread = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the job as a step of the HTTP API, if that was asked for.
+    pub(super) fn into_json(self, outcome: &Outcome, limits: &Limits) -> Option<StepView> {
+        let kept = self.kept?;
+        let step = outcome.steps.first().cloned();
+        let step = step.unwrap_or_else(|| StepOutcome {
+            name: "run".into(),
+            verdict: outcome.verdict,
+            exit_code: None,
+            signal: None,
+            limit_hit: None,
+            usage: Usage::default(),
+            detail: None,
+        });
+        let kept_bytes = (kept.stdout.len() + kept.stderr.len()) as u64;
+        let is_cut = step.usage.output_bytes > kept_bytes;
+        let head = |bytes: Vec<u8>| OutputHead {
+            // Which of the two had more is not known where both were written.
+            is_truncated: is_cut && !bytes.is_empty(),
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+        };
+        let detail = outcome.detail.clone().or(step.detail);
+        let end = StepEnd {
+            outcome: StepOutcome { verdict: outcome.verdict, detail, ..step },
+            stdout: head(kept.stdout),
+            stderr: head(kept.stderr),
+        };
+        Some(StepView::new(end.outcome.name.clone(), limits, Some(end)))
+    }
+}
+
+fn write_now(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)?;
+    stream.flush()
+}
+
+/// Reads by offset: the shim writes through the same open file.
+struct FromStart {
+    file: File,
+    offset: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.file.read_at(buffer, self.offset)?;
+        self.offset += bytes as u64;
+        Ok(bytes)
+    }
+}
