@@ -61,9 +61,9 @@ pub use run_dir::{Orphan, reap_orphans};
 pub use settings::Settings;
 pub use zygote::Zygote;
 
-/// Has this process give memory that it has freed back to the kernel, as far as the C library can be
-/// told: for a server, which is to be as small after a large request as before. Called before there
-/// is a second thread.
+/// Has this process give memory that it has freed back to the kernel, as far as the C library can
+/// be told: for a server, which is to be as small after a large request as before. Called before
+/// there is a second thread.
 pub fn bound_heap() {
     sys::bound_heap();
 }

@@ -6,8 +6,8 @@
 //!
 //! A [`Channel`] is one end of a stream socket. Descriptors travel beside the first byte of the
 //! frame that they belong to (`SCM_RIGHTS`, unix(7)); a frame says how many are its own, because
-//! the kernel may hand over those of the next one with it. A length beyond the receiver's cap ends the
-//! conversation: it is a bug or an attack, never a long message.
+//! the kernel may hand over those of the next one with it. A length beyond the receiver's cap ends
+//! the conversation: it is a bug or an attack, never a long message.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};

@@ -27,7 +27,7 @@ use rustix::process::{PidfdFlags, WaitOptions, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::container::proc::Covers;
-use crate::container::rlimits::set_common_limits;
+use crate::container::rlimits::set_inherited_limits;
 use crate::container::seccomp::Filters;
 use crate::cpuset::Cpuset;
 use crate::error::{At as _, Error, Result, Stage};
@@ -171,7 +171,7 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<(Premises, Shar
     rustix::process::setsid().at(Stage::Zygote)?;
     sys::name_process(c"lazaret-zygote").at(Stage::Zygote)?;
     sys::reset_signals();
-    set_common_limits().at(Stage::Rlimits)?;
+    set_inherited_limits().at(Stage::Rlimits)?;
     let (premises, mut cgroup) = premises::enter(settings)?;
     let kept = cgroup.keep_to(&settings.cgroup_parent, settings.cpuset.as_ref());
     kept.at(Stage::Cpuset)?;

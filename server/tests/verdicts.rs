@@ -146,12 +146,19 @@ fn disk_limit_by_the_number_of_files() {
 
 #[test]
 fn busy_threads_are_held_to_half_a_cpu() {
+    // While the machine has much else to do, a container may not even get its share.
+    const ATTEMPTS: u32 = 5;
+    assert!((0..ATTEMPTS).any(|_| is_held_to_half_a_cpu()), "never held");
+}
+
+/// Whether the quota held four busy processes, which have no more than their share in any case.
+fn is_held_to_half_a_cpu() -> bool {
     let spin = "for i in 1 2 3 4; do (while :; do :; done) & done; sleep 2";
     let step = ends("success", &json!({"script": spin, "limits": {"cpus": 0.5}}));
-    assert!(number(&step, "throttled_ms") > 0.0, "{step}");
     // Two periods of 100 ms may be cut by the start and the end.
     let bound = 0.5 * (number(&step, "wall_ms") + 200.0);
-    assert!(number(&step, "cpu_ms") <= bound * 1.5, "{step}");
+    assert!(number(&step, "cpu_ms") <= bound, "{step}");
+    number(&step, "throttled_ms") > 0.0
 }
 
 #[test]

@@ -17,7 +17,7 @@ const MESSAGE_QUEUE_BYTES: u64 = 819_200;
 /// Sets the limits that are the same for every step, on the zygote, from which all inherit them:
 /// what they bound, the sandbox does not need. Never `RLIMIT_AS`: JVM, Go and Node reserve far more
 /// address space than they use.
-pub(crate) fn set_common_limits() -> io::Result<()> {
+pub(crate) fn set_inherited_limits() -> io::Result<()> {
     let limits = [
         // 0 would still start a piped core handler; 1 does not (core(5)).
         (Resource::Core, 1),

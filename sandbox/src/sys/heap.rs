@@ -6,8 +6,8 @@ const OWN_MAPPING_BYTES: libc::c_int = 256 << 10;
 const HEAPS: libc::c_int = 2;
 
 /// Has large allocations go back to the kernel when they are freed (mallopt(3)). By default the
-/// threshold rises to the largest that was ever freed, up to 32 MiB, and what lies below it is kept:
-/// after a few large requests that is hundreds of MiB for good.
+/// threshold rises to the largest that was ever freed, up to 32 MiB, and what lies below it is
+/// kept: after a few large requests that is hundreds of MiB for good.
 #[cfg(target_env = "gnu")]
 pub(crate) fn bound_heap() {
     for (parameter, value) in
