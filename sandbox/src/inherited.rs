@@ -1,6 +1,5 @@
 //! What a process inside a container has from the shim that it descends from.
 
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::container::idmap::Slot;
@@ -16,5 +15,4 @@ pub(crate) struct Inherited<'a> {
     /// A directory of the container's own on the host, to attach the storage at.
     pub(crate) staging: &'a Path,
     pub(crate) slot: &'a Slot,
-    pub(crate) user_namespace: BorrowedFd<'a>,
 }

@@ -10,11 +10,12 @@
 //! ```
 //!
 //! Init is host root until it becomes the container, because mounts, devices and `/proc` have to
-//! belong to the host's user namespace; it runs nothing of the job until then. What it keeps
+//! belong to the host's user namespace; it runs nothing of the job until then. The container's user
+//! namespace is made with the process that is parked for the first step. What it keeps
 //! afterwards is said in `privileges`.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
@@ -27,7 +28,7 @@ use rustix::process::{Pid, WaitOptions};
 use crate::cgroup::Birth;
 use crate::clock;
 use crate::container::files::{discard, make_workdir, write_file};
-use crate::container::idmap::INIT_ID;
+use crate::container::idmap::{INIT_ID, Slot};
 use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
 use crate::container::proc::Proc;
 use crate::container::rootfs::{Furniture, HOST_NAME, Storage};
@@ -56,7 +57,7 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
     enter(birth)?;
     let storage = Storage::new(inherited.staging, inherited.slot.host_id(0)).at(Stage::Rootfs)?;
     let proc = Proc::new().at(Stage::Proc)?;
-    let parked = Parked::new(inherited, proc.user_limits().at(Stage::Proc)?.as_fd())?;
+    let (parked, user_namespace) = Parked::new(inherited, &proc)?;
     let furniture = storage.furnish(inherited.slot, (proc, inherited.covers)).at(Stage::Rootfs)?;
     shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
@@ -70,7 +71,9 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
         return Err(io::Error::other("the first order was not to become a container"))
             .at(Stage::Init);
     };
-    let built = become_container(&container, inherited, &storage, &furniture);
+    let user_namespace = user_namespace.as_fd();
+    let built =
+        become_container(&container, (inherited.slot, user_namespace), &storage, &furniture);
     // What keeps the storage is the shim's descriptor, out of reach of any step.
     drop((storage, furniture));
     take_files(shim, &container, built)?;
@@ -112,11 +115,10 @@ fn finish_namespaces() -> nix::Result<()> {
 /// Builds the container around this process; answers with its working directory.
 fn become_container(
     container: &Container,
-    inherited: &Inherited<'_>,
+    (slot, user_namespace): (&Slot, BorrowedFd<'_>),
     storage: &Storage,
     furniture: &Furniture,
 ) -> Result<OwnedFd> {
-    let Inherited { slot, user_namespace, .. } = *inherited;
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
     storage.become_root(&container.rootfs, user_namespace, furniture).at(Stage::Rootfs)?;
     // Still as the host's root: the owner of a directory of the host image has no id inside.

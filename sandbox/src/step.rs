@@ -1,7 +1,7 @@
 //! The process that becomes the untrusted program: from the fork to the exec.
 //!
 //! ```text
-//! session → user namespace → no_new_privs, seccomp │ parked │ stdio → limits → ids → capabilities
+//! user namespace → session → no_new_privs, seccomp │ parked │ stdio → limits → ids → capabilities
 //!                                                           → workdir │ gate │ exec
 //! ```
 //!
@@ -18,15 +18,16 @@ use rustix::process::{Pid, chdir};
 use serde::{Deserialize, Serialize};
 
 use crate::container::privileges::{
-    drop_capabilities, forbid_namespaces, join, narrow_bounding_set, set_ids,
+    drop_capabilities, forbid_namespaces, narrow_bounding_set, set_ids,
 };
+use crate::container::proc::Proc;
 use crate::container::rlimits::set_open_files;
 use crate::container::seccomp::Filters;
 use crate::error::{At as _, Context as _, Error, Result, Stage};
 use crate::inherited::Inherited;
 use crate::orders::{Failure, Step};
 use crate::spec::User;
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, Namespaces};
 use crate::wire::{self, Channel, MAX_FRAME_BYTES};
 
 /// Where a program without `/` is looked for when the step's environment has no `PATH`.
@@ -85,21 +86,25 @@ struct Become {
 }
 
 impl Parked {
-    /// Forks the process and waits until it is parked. `user_limits` is `/proc/sys/user`.
-    pub(crate) fn new(inherited: &Inherited<'_>, user_limits: BorrowedFd<'_>) -> Result<Self> {
+    /// Forks the process into a user namespace of the container's own, and waits until it is
+    /// parked. Answers with the namespace, too. `proc` is the container's `/proc`.
+    pub(crate) fn new(inherited: &Inherited<'_>, proc: &Proc) -> Result<(Self, OwnedFd)> {
         let (ours, theirs) = wire::pair().at(Stage::Step)?;
-        match sys::fork(inherited.one_thread).at(Stage::Step)? {
+        let born = sys::clone_process(inherited.one_thread, Namespaces::USER, None);
+        match born.at(Stage::Namespaces)? {
             Fork::Child => {
                 drop(ours);
-                park(Channel::new(theirs, MAX_FRAME_BYTES), inherited, user_limits)
+                park(Channel::new(theirs, MAX_FRAME_BYTES), inherited.filters, proc)
             }
             Fork::Parent(pid) => {
                 drop(theirs);
+                let process = proc.process(pid).at(Stage::Namespaces)?;
+                let user_namespace = inherited.slot.map(process.as_fd()).at(Stage::Namespaces)?;
                 let mut control = Channel::new(ours, MAX_FRAME_BYTES);
                 let (parked, _): (std::result::Result<(), Failure>, _) =
                     control.recv().at(Stage::Step)?;
                 parked.map_err(Error::from)?;
-                Ok(Self { pid, control })
+                Ok((Self { pid, control }, user_namespace))
             }
         }
     }
@@ -114,8 +119,8 @@ impl Parked {
 }
 
 /// Lives as the parked process, in which nothing of the job is known.
-fn park(mut init: Channel, inherited: &Inherited<'_>, user_limits: BorrowedFd<'_>) -> ! {
-    let parked = confine_ahead(inherited, user_limits).map_err(Failure::from);
+fn park(mut init: Channel, filters: &Filters, proc: &Proc) -> ! {
+    let parked = confine_ahead(filters, proc).map_err(Failure::from);
     let told = init.send(&parked, &[]);
     if parked.is_err() || told.is_err() {
         sys::exit(125);
@@ -130,13 +135,13 @@ fn park(mut init: Channel, inherited: &Inherited<'_>, user_limits: BorrowedFd<'_
     }
 }
 
-fn confine_ahead(inherited: &Inherited<'_>, user_limits: BorrowedFd<'_>) -> Result<()> {
+fn confine_ahead(filters: &Filters, proc: &Proc) -> Result<()> {
     // The root of this process is changed with init's, its directory too if it is the root.
     chdir("/").at(Stage::Step)?;
-    join(inherited.user_namespace).at(Stage::Privileges)?;
-    // For all that is ever in that namespace, while the files can still be written.
-    forbid_namespaces(user_limits).at(Stage::Privileges)?;
-    confine(inherited.filters)
+    // For all that is ever in this namespace, while the files can still be written.
+    let user_limits = proc.user_limits().at(Stage::Proc)?;
+    forbid_namespaces(user_limits.as_fd()).at(Stage::Privileges)?;
+    confine(filters)
 }
 
 /// Confines this process, a fork of init, and becomes the program.

@@ -1,21 +1,21 @@
-//! Host ids for a container: a slot of 65,536 that no other living container has, and the user
-//! namespace that maps them.
+//! Host ids for a container: a slot of 65,536 that no other living container has, and the maps of
+//! the user namespace in which they have other numbers.
 //!
 //! A slot is held by a lock on one byte of a file that all servers of a host share. The lock
 //! belongs to an open file description that the shim and its init share (`F_OFD_SETLK`, fcntl(2)),
 //! so the kernel frees it when the last of them is gone, however they end.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::Context;
-use crate::sys::Sleeper;
 
 /// Ids in one slot: inner ids 0 to 65535.
 pub(crate) const IDS_PER_SLOT: u32 = 65_536;
@@ -63,19 +63,19 @@ impl Slot {
         FIRST_ID + self.number * IDS_PER_SLOT + inner
     }
 
-    /// A user namespace in which inner ids 0 to 65535 are this slot's. It takes a process to make
-    /// one; that sleeps while its maps are written and its namespace is opened.
-    pub(crate) fn user_namespace(&self) -> io::Result<OwnedFd> {
-        let sleeper = Sleeper::in_new_user_namespace()?;
-        let process = format!("/proc/{}", sleeper.pid().as_raw_nonzero());
+    /// Maps inner ids 0 to 65535 to this slot's in the user namespace that `process` was born into,
+    /// and answers with that namespace. `process` is its directory in a `/proc`.
+    pub(crate) fn map(&self, process: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let map = format!("0 {} {IDS_PER_SLOT}\n", self.host_id(0));
-        for file in ["uid_map", "gid_map"] {
-            let path = format!("{process}/{file}");
-            let file = OpenOptions::new().write(true).open(&path);
-            file.and_then(|mut file| file.write_all(map.as_bytes()))
-                .context(|| format!("could not write `{path}`"))?;
+        let open = |name: &str, flags| {
+            rustix::fs::openat(process, name, flags | OFlags::CLOEXEC, Mode::empty())
+                .context(|| format!("could not open `{name}` of a process"))
+        };
+        for name in ["uid_map", "gid_map"] {
+            rustix::io::write(open(name, OFlags::WRONLY)?, map.as_bytes())
+                .context(|| format!("could not write `{name}` of a process"))?;
         }
-        Ok(File::open(format!("{process}/ns/user"))?.into())
+        open("ns/user", OFlags::RDONLY)
     }
 }
 

@@ -54,22 +54,17 @@ const NAMESPACE_LIMITS: [&str; 8] = [
 /// Joins the user namespace, as init, with all capabilities over it and none over the other
 /// namespaces, which belong to the host's root.
 pub(crate) fn join_user_namespace(user_namespace: BorrowedFd<'_>) -> io::Result<()> {
-    join(user_namespace)?;
+    setns(user_namespace, CloneFlags::CLONE_NEWUSER)
+        .context(|| "could not join the user namespace".into())?;
     set_ids(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() })?;
     // After the last change of ids, which resets both (prctl(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
-/// Joins a user namespace, of which the process then has all capabilities and no id.
-pub(crate) fn join(user_namespace: BorrowedFd<'_>) -> io::Result<()> {
-    setns(user_namespace, CloneFlags::CLONE_NEWUSER)
-        .context(|| "could not join the user namespace".into())
-}
-
 /// Sets the limits of all namespaces below this one to none: a second lock beside seccomp. The
 /// files, in `/proc/sys/user`, answer for the user namespace of whoever opens them, so this comes
-/// after joining it.
+/// by a process that is in it.
 pub(crate) fn forbid_namespaces(user_limits: BorrowedFd<'_>) -> io::Result<()> {
     for name in NAMESPACE_LIMITS {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, lstat, openat};
 use rustix::mount::MountAttrFlags;
+use rustix::process::Pid;
 
 use super::mounts::{PLAIN, attach, attach_at, clone_tree_at, new_filesystem, set_attributes};
 use crate::error::Context;
@@ -60,6 +61,13 @@ impl Proc {
         let mount = new_filesystem("proc", &[("hidepid", "invisible")], attributes)?;
         bound_sockets(mount.as_fd())?;
         Ok(Self { mount })
+    }
+
+    /// The directory of a process.
+    pub(crate) fn process(&self, pid: Pid) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&self.mount, pid.as_raw_nonzero().to_string(), flags, Mode::empty())
+            .context(|| format!("could not open process `{pid}`", pid = pid.as_raw_nonzero()))
     }
 
     /// `/proc/sys/user`, opened while it can still be written: see `forbid_namespaces`.

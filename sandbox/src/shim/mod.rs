@@ -126,7 +126,6 @@ struct Ground {
     leaf: cgroup::Leaf,
     birth: Birth,
     slot: Slot,
-    user_namespace: OwnedFd,
     staging: std::path::PathBuf,
 }
 
@@ -139,11 +138,10 @@ enum Side {
 fn ground(id: &str, directory: &RunDirectory, shared: &Shared) -> Result<Ground> {
     let hint = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
     let slot = Slot::take(Path::new(&shared.settings.ids_dir), hint).at(Stage::Ids)?;
-    let user_namespace = slot.user_namespace().at(Stage::Namespaces)?;
     let staging = directory.path().to_owned();
     let leaf = shared.cgroup.make_leaf(id);
     match leaf.and_then(|leaf| Ok((leaf.birth()?, leaf))) {
-        Ok((birth, leaf)) => Ok(Ground { leaf, birth, slot, user_namespace, staging }),
+        Ok((birth, leaf)) => Ok(Ground { leaf, birth, slot, staging }),
         Err(error) => {
             // It may be there in some of the hierarchies.
             shared.cgroup.sweep(id).at(Stage::Cgroup)?;
@@ -168,7 +166,7 @@ impl Ground {
     }
 
     fn become_init(self, socket: OwnedFd, shared: &Shared) -> ! {
-        let Self { leaf, birth, slot, user_namespace, staging } = self;
+        let Self { leaf, birth, slot, staging } = self;
         // The shim's: PID 1 has no business with the files of its cgroup.
         drop(leaf);
         let inherited = Inherited {
@@ -177,7 +175,6 @@ impl Ground {
             covers: &shared.covers,
             staging: &staging,
             slot: &slot,
-            user_namespace: user_namespace.as_fd(),
         };
         init::main(Channel::new(socket, crate::wire::MAX_FRAME_BYTES), birth, &inherited)
     }

@@ -13,6 +13,6 @@ pub(crate) use heap::bound_heap;
 pub(crate) use mount::{MountAttributes, set_mount_attributes};
 pub(crate) use net::raise_loopback;
 pub(crate) use process::{
-    Fork, Namespaces, OneThread, Sleeper, clone_process, exec, exit, fork, let_signals_through,
+    Fork, Namespaces, OneThread, clone_process, exec, exit, fork, let_signals_through,
     name_process, reset_signals,
 };

@@ -25,6 +25,8 @@ pub(crate) enum Fork {
 pub(crate) struct Namespaces(u32);
 
 impl Namespaces {
+    /// A user namespace alone, in which the new process has no id yet and all capabilities.
+    pub(crate) const USER: Self = Self(libc::CLONE_NEWUSER.cast_unsigned());
     /// All that a container is made of, but for the user and the cgroup namespace, which are
     /// entered later.
     pub(crate) const CONTAINER: Self = Self(
@@ -91,63 +93,6 @@ pub(crate) fn clone_process(
     // lacks and the child may allocate.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size) };
     if pid == 0 { Ok(Fork::Child) } else { parent(pid) }
-}
-
-/// A process in a new user namespace that shares this one's memory and does nothing until it is
-/// killed: far cheaper than a fork. Killed and waited for when dropped.
-#[derive(Debug)]
-pub(crate) struct Sleeper {
-    pid: Pid,
-    /// What it stands on while it sleeps.
-    _stack: Box<[u8; SLEEPER_STACK_BYTES]>,
-}
-
-const SLEEPER_STACK_BYTES: usize = 16 << 10;
-
-impl Sleeper {
-    pub(crate) fn in_new_user_namespace() -> io::Result<Self> {
-        let mut stack = Box::new([0; SLEEPER_STACK_BYTES]);
-        let top = stack.as_mut_ptr_range().end;
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::SIGCHLD;
-        let own = usize::try_from(std::process::id()).map_err(io::Error::other)?;
-        let own = ptr::without_provenance_mut(own);
-        // SAFETY: stacks grow downward from `top`, which is aligned by clone(3) itself; the stack
-        // lives until the process is waited for, in `drop`. `sleep` touches no memory but it, and
-        // `errno` if a call fails, which none of its three can.
-        let pid = unsafe { libc::clone(sleep, top.cast(), flags, own) };
-        let Fork::Parent(pid) = parent(i64::from(pid))? else {
-            return Err(io::Error::other("clone answered as the child"));
-        };
-        Ok(Self { pid, _stack: stack })
-    }
-
-    pub(crate) const fn pid(&self) -> Pid {
-        self.pid
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
-        // A child that nobody else waits for: both find it, whatever it does.
-        let killed = kill_process(self.pid, Signal::KILL);
-        let waited = rustix::io::retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
-        debug_assert!(killed.is_ok() && waited.is_ok(), "{killed:?} {waited:?}");
-    }
-}
-
-/// Sleeps until it is killed, which it also is when its parent dies; `parent` is that one's pid.
-extern "C" fn sleep(parent: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: sets an attribute of this process only, by integers.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    // SAFETY: the call has no preconditions.
-    let current = unsafe { libc::getppid() };
-    // Else the parent died before its death was told to this process.
-    while usize::try_from(current) == Ok(parent.addr()) {
-        // SAFETY: the call takes nothing and returns only after a signal's handler has run.
-        unsafe { libc::pause() };
-    }
-    0
 }
 
 /// The parent's side of a fork that answered with a pid, or with an error.
