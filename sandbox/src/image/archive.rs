@@ -1,7 +1,6 @@
 //! A layer's archive as a stream: unpacked from gzip or zstd, hashed and bounded while it is read.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::ops::Range;
 use std::rc::Rc;
@@ -19,19 +18,19 @@ const READ_BYTES: usize = 64 << 10;
 const BLOCK_BYTES: usize = 512;
 const CHECKSUM_PLACE: Range<usize> = 148..156;
 
-/// The uncompressed archive in `file`, whatever it is compressed with.
-pub(super) fn open(file: File) -> io::Result<Box<dyn Read>> {
-    let mut file = BufReader::with_capacity(READ_BYTES, file);
-    let magic = file.fill_buf()?;
+/// The uncompressed archive in `stream`, whatever it is compressed with.
+pub(super) fn open(stream: impl Read + 'static) -> io::Result<Box<dyn Read>> {
+    let mut stream = BufReader::with_capacity(READ_BYTES, stream);
+    let magic = stream.fill_buf()?;
     if magic.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(MultiGzDecoder::new(file)));
+        return Ok(Box::new(MultiGzDecoder::new(stream)));
     }
     if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::Decoder::with_buffer(file)?;
+        let mut decoder = zstd::Decoder::with_buffer(stream)?;
         decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
         return Ok(Box::new(decoder));
     }
-    Ok(Box::new(file))
+    Ok(Box::new(stream))
 }
 
 /// The stream `source`, if it starts as an archive does.

@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
 
 mod hostile;
+mod keeping;
 
 use std::fs;
 use std::io::Write as _;
