@@ -1,5 +1,5 @@
-//! Who needs which image: a file for each, locked by every job that is to run in it, of any process.
-//! The kernel takes the locks back, however a process ends.
+//! Who needs which image: a file for each, locked by every job that is to run in it, of any
+//! process. The kernel takes the locks back, however a process ends.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
