@@ -19,6 +19,7 @@ mod index;
 mod layer;
 mod layers;
 mod new_image;
+pub mod oci;
 mod reference;
 mod store;
 mod tree;
@@ -80,6 +81,12 @@ pub enum Error {
     /// A file that is something else altogether.
     #[error("neither a tar archive, as it is or compressed with gzip or zstd, nor a directory")]
     NoArchive,
+    /// What should describe an image does not, or describes one that cannot be used here.
+    #[error("it is no image that can be used: {what}")]
+    NoImage {
+        /// What is wrong with it.
+        what: String,
+    },
     /// The archive or directory holds something that an image must not have.
     #[error("entry `{entry}` {what}")]
     BadArchive {

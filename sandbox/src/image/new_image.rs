@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::oci::Platform;
 use super::{Digest, Doing as _, Image, ImageConfig, ImageName, Layer, Result};
 
 /// An image whose layers are there.
@@ -16,7 +17,7 @@ pub struct NewImage {
     /// Its layers, the topmost first.
     pub layers: Vec<Layer>,
     /// What its programs are for; this machine, if nobody said.
-    pub platform: Option<String>,
+    pub platform: Option<Platform>,
     /// What a job starts with when it does not say otherwise.
     pub config: ImageConfig,
 }
@@ -31,8 +32,7 @@ impl NewImage {
     /// The image, as the store keeps it.
     pub(super) fn into_image(self, created_at: Option<Timestamp>) -> Result<Image> {
         let Self { name, digest, aliases, layers, platform, config } = self;
-        let platform =
-            platform.unwrap_or_else(|| format!("{}/{}", std::env::consts::OS, architecture()));
+        let platform = platform.unwrap_or_else(Platform::of_host).to_string();
         let digest = match digest {
             Some(digest) => digest,
             None => Digest::of(
@@ -42,14 +42,5 @@ impl NewImage {
         };
         let size_bytes = layers.iter().map(|layer| layer.size_bytes).sum();
         Ok(Image { name, digest, aliases, size_bytes, layers, platform, config, created_at })
-    }
-}
-
-/// This machine's architecture, as OCI calls it.
-const fn architecture() -> &'static str {
-    match std::env::consts::ARCH.as_bytes() {
-        b"x86_64" => "amd64",
-        b"aarch64" => "arm64",
-        _ => std::env::consts::ARCH,
     }
 }

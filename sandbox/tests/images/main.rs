@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
 
+mod documents;
 mod hostile;
 mod keeping;
 
