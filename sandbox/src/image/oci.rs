@@ -1,6 +1,7 @@
 //! The documents of an image, as registries and archives have them (OCI image-spec 1.1, and
 //! Docker's schema 2, of which it was made): an index names a manifest for each platform, a
-//! manifest names a config and layers, a config says how to run it and what its layers are unpacked.
+//! manifest names a config and layers, a config says how to run it and what its layers are once
+//! unpacked.
 
 use std::fmt;
 use std::str::FromStr;
@@ -85,7 +86,8 @@ impl Platform {
         Self { os: std::env::consts::OS.into(), architecture: architecture.into(), variant }
     }
 
-    /// Whether programs for `self` are those that `wanted` asks for. Who names no variant takes any.
+    /// Whether programs for `self` are those that `wanted` asks for. Who names no variant takes
+    /// any.
     fn is(&self, wanted: &Self) -> bool {
         let has_variant = wanted.variant.is_none() || wanted.variant == self.variant;
         self.os == wanted.os && self.architecture == wanted.architecture && has_variant
@@ -170,7 +172,8 @@ impl PlatformIndex {
         Ok(Self { manifests: manifests.collect::<Result<_>>()? })
     }
 
-    /// The manifest for this platform. One whose platform is not said is taken if it is the only one.
+    /// The manifest for this platform. One whose platform is not said is taken if there is no
+    /// other.
     ///
     /// # Errors
     /// [`Error::NoImage`], naming the platforms there are.

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use jiff::Timestamp;
-use lazaret_sandbox::image::{Bounds, Image, ImageStore};
+use lazaret_sandbox::image::{Bounds, Error, Image, ImageStore, Pruned};
+use serde_json::json;
 
 use super::quantity::parse_bytes;
 use super::{CliError, Form};
@@ -34,7 +35,21 @@ pub(super) enum Args {
         #[command(flatten)]
         place: Place,
     },
-    /// Remove images.
+    /// Show an image: its layers, and what a job in it starts with.
+    Inspect {
+        /// Its name, or `NAME@DIGEST`.
+        name: String,
+        /// Where it is.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove what nobody needs: images that lost their name, layers that no image is made of.
+    Prune {
+        /// Where they are.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove images. One that a job needs stays.
     Rm {
         /// Their names.
         #[arg(required = true)]
@@ -80,12 +95,31 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
             print(&[image.map_err(refused)?], form)?;
         }
         Args::Ls { place } => print(&place.open()?.list()?, form)?,
+        Args::Inspect { name, place } => inspect(&place.open()?, name)?,
+        Args::Prune { place } => tell_pruned(place.open()?.prune()?, form)?,
         Args::Rm { names, place } => {
             let store = place.open()?;
             names.iter().try_for_each(|name| store.remove(name))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// As JSON, whether or not that is asked for: there is no shorter form that says it all.
+fn inspect(store: &ImageStore, name: &str) -> Result<(), CliError> {
+    let image = store.get(name)?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&image).map_err(io::Error::from)?)?;
+    Ok(())
+}
+
+fn tell_pruned(pruned: Pruned, form: Form) -> io::Result<()> {
+    let Pruned { images, layers, bytes } = pruned;
+    let mut out = io::stdout().lock();
+    if form == Form::Json {
+        let told = json!({ "images": images, "layers": layers, "bytes": bytes });
+        return writeln!(out, "{told}");
+    }
+    writeln!(out, "removed {images} images and {layers} layers, {} MiB", bytes.div_ceil(1 << 20))
 }
 
 fn print(images: &[Image], form: Form) -> io::Result<()> {
