@@ -13,8 +13,10 @@
 //! that the image gave them, and outside a container these are ids of this host.
 
 mod archive;
+mod bundle;
 mod config;
 mod host;
+mod import;
 mod index;
 mod layer;
 mod layers;
@@ -38,6 +40,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use config::ImageConfig;
 pub use host::HOST_IMAGE;
+pub use import::ImportOptions;
 pub use layer::Bounds;
 pub use new_image::NewImage;
 pub use reference::{ImageName, MAX_NAME_LENGTH};
@@ -94,6 +97,15 @@ pub enum Error {
         entry: String,
         /// What is wrong with it.
         what: String,
+    },
+    /// A layer of an image that has several.
+    #[error("layer `{layer}`: {error}")]
+    InLayer {
+        /// Its digest, unpacked.
+        layer: Digest,
+        /// What is wrong with it.
+        #[source]
+        error: Box<Error>,
     },
     /// A stream is not what its digest says.
     #[error("its digest is `{found}`, not `{expected}`")]

@@ -229,6 +229,17 @@ impl Configuration {
         })
     }
 
+    /// Whether its programs are for the platform that is asked for.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`], naming what they are for.
+    pub fn check(&self, wanted: &Platform) -> Result<()> {
+        if self.platform.is(wanted) {
+            return Ok(());
+        }
+        Err(no_image(format!("it is for `{}`, not for `{wanted}`", self.platform)))
+    }
+
     /// The layers of the manifest with their digests once unpacked from compression, the lowest
     /// first.
     ///

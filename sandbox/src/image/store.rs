@@ -5,7 +5,6 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::Read;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -19,10 +18,7 @@ use super::layers::{self, Unfinished};
 use super::new_image::NewImage;
 use super::unpack;
 use super::uses::{Hold, Uses};
-use super::{
-    Digest, Doing as _, Error, Image, ImageConfig, ImageName, Layer, Result, archive, tree, users,
-    walk,
-};
+use super::{Digest, Doing as _, Error, Image, ImageName, Layer, Result, archive, tree, users};
 use crate::spec::{Rootfs, User};
 
 const LOCK: &str = "lock";
@@ -165,39 +161,6 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Makes an image of one layer from `source`: a directory, or a tar archive that may be
-    /// compressed with gzip or zstd. An image that had the name before loses it.
-    ///
-    /// # Errors
-    /// [`Error::BadName`] for the built-in image's name; [`Error::BadArchive`] and
-    /// [`Error::TooLarge`] for what is in `source`.
-    pub fn import(&self, source: &Path, name: &str, now: Timestamp) -> Result<Image> {
-        self.import_within(source, name, now, Bounds::default())
-    }
-
-    /// As [`ImageStore::import`], with bounds of one's own.
-    ///
-    /// # Errors
-    /// As [`ImageStore::import`].
-    pub fn import_within(
-        &self,
-        source: &Path,
-        name: &str,
-        now: Timestamp,
-        bounds: Bounds,
-    ) -> Result<Image> {
-        let name = own_name(name)?;
-        let file = File::open(source).doing(|| format!("could not open `{}`", source.display()))?;
-        let metadata =
-            file.metadata().doing(|| format!("could not read `{}`", source.display()))?;
-        let layer = if metadata.is_dir() {
-            self.make_layer(bounds, |layer| walk::copy(file.as_fd(), layer))?
-        } else {
-            self.unpack(file, None, bounds)?
-        };
-        self.add(NewImage::of_layer(name, layer, ImageConfig::default()), now)
-    }
-
     /// Removes the image called `name`, and the layers that no image needs any more.
     ///
     /// # Errors
@@ -285,7 +248,7 @@ impl ImageStore {
         users::resolve(&self.rootfs(image).layers, text)
     }
 
-    fn layers(&self) -> PathBuf {
+    pub(super) fn layers(&self) -> PathBuf {
         self.directory.join(LAYERS)
     }
 
@@ -300,7 +263,7 @@ impl ImageStore {
     }
 
     /// Makes a layer that `write` fills and whose digest it answers with.
-    fn make_layer(
+    pub(super) fn make_layer(
         &self,
         bounds: Bounds,
         write: impl FnOnce(&mut LayerWriter) -> Result<Digest>,
@@ -382,7 +345,7 @@ enum Scope {
 }
 
 /// A name that an image may be given or lose.
-fn own_name(name: &str) -> Result<ImageName> {
+pub(super) fn own_name(name: &str) -> Result<ImageName> {
     if name == HOST_IMAGE {
         return Err(reserved(name));
     }

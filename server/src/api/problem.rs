@@ -286,22 +286,30 @@ impl From<CheckError> for Problem {
 
 impl From<lazaret_sandbox::image::Error> for Problem {
     fn from(error: lazaret_sandbox::image::Error) -> Self {
-        use lazaret_sandbox::image::Error;
-        let code = match error {
-            Error::NotFound { .. } => Code::NotFound,
-            Error::InUse { .. } => Code::Conflict,
-            Error::BadName { .. } | Error::BadUser { .. } => Code::Invalid,
-            Error::NoArchive
-            | Error::NoImage { .. }
-            | Error::BadArchive { .. }
-            | Error::WrongDigest { .. }
-            | Error::TooLarge { .. } => Code::BadImage,
-            Error::Io { .. } => {
+        match code_of(&error) {
+            Some(code) => Self::new(code, error.to_string()),
+            None => {
                 tracing::error!(%error, "the image store failed a request");
-                return Self::internal();
+                Self::internal()
             }
-        };
-        Self::new(code, error.to_string())
+        }
+    }
+}
+
+/// What an answer of the image store means for the client; none if it is our failure.
+fn code_of(error: &lazaret_sandbox::image::Error) -> Option<Code> {
+    use lazaret_sandbox::image::Error;
+    match error {
+        Error::NotFound { .. } => Some(Code::NotFound),
+        Error::InUse { .. } => Some(Code::Conflict),
+        Error::BadName { .. } | Error::BadUser { .. } => Some(Code::Invalid),
+        Error::NoArchive
+        | Error::NoImage { .. }
+        | Error::BadArchive { .. }
+        | Error::WrongDigest { .. }
+        | Error::TooLarge { .. } => Some(Code::BadImage),
+        Error::InLayer { error, .. } => code_of(error),
+        Error::Io { .. } => None,
     }
 }
 

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use jiff::Timestamp;
-use lazaret_sandbox::image::{Bounds, Error, Image, ImageStore, Pruned};
+use lazaret_sandbox::image::oci::Platform;
+use lazaret_sandbox::image::{Error, Image, ImageStore, ImportOptions, Pruned};
 use serde_json::json;
 
 use super::quantity::parse_bytes;
@@ -16,7 +17,7 @@ use crate::config;
 /// What is done with images.
 #[derive(Debug, Subcommand)]
 pub(super) enum Args {
-    /// Make an image of a root file system.
+    /// Make an image of a root file system, an OCI layout, or what `docker save` writes.
     Import {
         /// A directory, or a tar archive that may be compressed with gzip or zstd.
         source: PathBuf,
@@ -25,6 +26,9 @@ pub(super) enum Args {
         /// Refuse more than this, unpacked.
         #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
         max_unpacked: Option<u64>,
+        /// Which image to take where there are several [default: this machine's]
+        #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+        platform: Option<Platform>,
         /// Where they are.
         #[command(flatten)]
         place: Place,
@@ -86,11 +90,11 @@ impl Place {
 /// Does it.
 pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     match args {
-        Args::Import { source, name, max_unpacked, place } => {
-            let defaults = Bounds::default();
-            let unpacked_bytes = max_unpacked.unwrap_or(defaults.unpacked_bytes);
-            let bounds = Bounds { unpacked_bytes, ..defaults };
-            let image = place.open()?.import_within(source, name, Timestamp::now(), bounds);
+        Args::Import { source, name, max_unpacked, platform, place } => {
+            let mut options = ImportOptions::default();
+            options.bounds.unpacked_bytes = max_unpacked.unwrap_or(options.bounds.unpacked_bytes);
+            options.platform = platform.clone().unwrap_or(options.platform);
+            let image = place.open()?.import_with(source, name, (Timestamp::now(), &options));
             let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
             print(&[image.map_err(refused)?], form)?;
         }
