@@ -30,6 +30,8 @@ use crate::spec::Limits;
 /// Length of the period in which a container may use its share of CPU, in microseconds: the
 /// kernel's default.
 pub(crate) const CPU_PERIOD_US: u64 = 100_000;
+/// What buffers of sockets may take beside the memory limit at the most.
+const MAX_SOCKET_BYTES: u64 = 16 << 20;
 /// Init's own place among the container's processes.
 const INIT_PIDS: u64 = 1;
 /// How long a leaf may take to become removable once its last process is gone.
@@ -193,18 +195,13 @@ impl Leaf {
         }
     }
 
-    /// Whether the kernel counts buffers of sockets apart from memory, and lets them grow beyond
-    /// their bound, so that somebody has to look at them.
-    pub(crate) fn counts_sockets_apart(&self) -> bool {
-        matches!(self, Self::V1(_))
-    }
-
-    /// Memory that cannot be reclaimed and buffers of sockets together; nothing where the former
-    /// includes the latter, or while these are as few as a container may have beside its memory.
-    pub(crate) fn memory_with_sockets(&self) -> io::Result<Option<u64>> {
+    /// Memory that cannot be reclaimed and buffers of sockets together, if these are more than a
+    /// container may have beside its memory. `uncounted_bytes` is what they hold at the least by
+    /// their number: the kernel counts some in no cgroup.
+    pub(crate) fn memory_with_sockets(&self, uncounted_bytes: u64) -> io::Result<Option<u64>> {
         match self {
-            Self::V1(leaf) => leaf.memory_with_sockets(),
-            Self::V2(_) => Ok(None),
+            Self::V1(leaf) => leaf.memory_with_sockets(uncounted_bytes),
+            Self::V2(leaf) => leaf.memory_with_sockets(uncounted_bytes),
         }
     }
 

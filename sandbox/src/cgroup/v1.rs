@@ -11,8 +11,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    CPU_PERIOD_US, Counters, bound_memory, cpu_quota_us, cpuset, field, open, open_directory,
-    pids_max, read, read_number, remove, without_init, write, write_number,
+    CPU_PERIOD_US, Counters, MAX_SOCKET_BYTES, bound_memory, cpu_quota_us, cpuset, field, open,
+    open_directory, pids_max, read, read_number, remove, without_init, write, write_number,
 };
 use crate::cpuset::Cpuset;
 use crate::error::Context;
@@ -21,10 +21,6 @@ use crate::spec::Limits;
 /// Controllers that count and bound each container.
 const CONTROLLERS: [Controllers; 4] =
     [Controllers::Cpu, Controllers::CpuAcct, Controllers::Mem, Controllers::Pids];
-/// What buffers of sockets may take beside the memory limit at the most, and never more than that:
-/// v1 does not count them in it. UDP keeps to this; for each TCP socket the kernel makes an
-/// exception of one segment or window, up to 64 KiB (measured: 8,000 sockets hold 546 MiB).
-const MAX_TCP_BYTES: u64 = 16 << 20;
 /// Shares of the CPU for a container of one CPU: the kernel's default.
 const CPU_SHARES: u64 = 1024;
 /// The devices that containers have, and pseudo terminals; all others are denied.
@@ -123,8 +119,10 @@ impl Parent {
         let memory = open_directory(self.memory.as_fd(), id.as_ref())?;
         let cpuacct = open_directory(self.cpuacct.as_fd(), id.as_ref())?;
         let cpu = open_directory(self.cpu.as_fd(), id.as_ref())?;
-        // Before the first socket, or it is not counted at all.
-        write_number(memory.as_fd(), "memory.kmem.tcp.limit_in_bytes", MAX_TCP_BYTES)?;
+        // Before the first socket, or it is not counted at all. UDP keeps to this; for each TCP
+        // socket the kernel makes an exception of one segment or window, up to 64 KiB (measured:
+        // 8,000 sockets hold 546 MiB).
+        write_number(memory.as_fd(), "memory.kmem.tcp.limit_in_bytes", MAX_SOCKET_BYTES)?;
         let oom_control = open(memory.as_fd(), "memory.oom_control", OFlags::RDONLY)?;
         let oom_notice = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         register_oom_notice(memory.as_fd(), &oom_notice, &oom_control)?;
@@ -211,7 +209,7 @@ impl Leaf {
     /// may never be below the first, which decides the order of the two writes.
     fn set_memory(&self, bytes: u64) -> io::Result<()> {
         let memory = self.memory.as_fd();
-        write_number(memory, "memory.kmem.tcp.limit_in_bytes", bytes.min(MAX_TCP_BYTES))?;
+        write_number(memory, "memory.kmem.tcp.limit_in_bytes", bytes.min(MAX_SOCKET_BYTES))?;
         match write_number(memory, "memory.limit_in_bytes", bytes) {
             Ok(()) => write_number(memory, "memory.memsw.limit_in_bytes", bytes),
             // More than the other bound is so far.
@@ -255,10 +253,11 @@ impl Leaf {
         }
     }
 
-    pub(super) fn memory_with_sockets(&self) -> io::Result<Option<u64>> {
+    /// No socket is counted as memory.
+    pub(super) fn memory_with_sockets(&self, uncounted_bytes: u64) -> io::Result<Option<u64>> {
         let number = |name| read_number(&open(self.memory.as_fd(), name, OFlags::RDONLY)?);
-        let sockets = number("memory.kmem.tcp.usage_in_bytes")?;
-        if sockets <= MAX_TCP_BYTES {
+        let sockets = number("memory.kmem.tcp.usage_in_bytes")?.max(uncounted_bytes);
+        if sockets <= MAX_SOCKET_BYTES {
             return Ok(None);
         }
         let stat = read(&open(self.memory.as_fd(), "memory.stat", OFlags::RDONLY)?)?;

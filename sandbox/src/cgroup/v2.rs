@@ -10,8 +10,8 @@ use cgroups_rs::fs::{Cgroup, Hierarchy};
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    CPU_PERIOD_US, Counters, bound_memory, cpu_quota_us, cpuset, field, open, open_directory,
-    pids_max, read, read_number, remove, without_init, write, write_number,
+    CPU_PERIOD_US, Counters, MAX_SOCKET_BYTES, bound_memory, cpu_quota_us, cpuset, field, open,
+    open_directory, pids_max, read, read_number, remove, without_init, write, write_number,
 };
 use crate::cpuset::Cpuset;
 use crate::error::Context;
@@ -168,6 +168,20 @@ impl Leaf {
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Sockets are counted as memory, but for TCP connections that nobody has accepted yet.
+    pub(super) fn memory_with_sockets(&self, uncounted_bytes: u64) -> io::Result<Option<u64>> {
+        if uncounted_bytes <= MAX_SOCKET_BYTES {
+            return Ok(None);
+        }
+        let leaf = self.directory.as_fd();
+        let stat = read(&open(leaf, "memory.stat", OFlags::RDONLY)?)?;
+        let (cache, sockets) =
+            (field(&stat, "inactive_file")? + field(&stat, "active_file")?, field(&stat, "sock")?);
+        let memory = read_number(&open(leaf, "memory.current", OFlags::RDONLY)?)?;
+        let rest = memory.saturating_sub(cache).saturating_sub(sockets);
+        Ok(Some(rest.saturating_add(sockets.max(uncounted_bytes))))
     }
 
     pub(super) fn oom_kills(&self) -> io::Result<u64> {

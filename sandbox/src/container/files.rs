@@ -4,7 +4,10 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, mkdirat, openat2};
+use rustix::fs::{
+    Gid, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, StatVfsMountFlags, Uid, fchmod, fchown,
+    fstat, fstatfs, fstatvfs, mkdirat, openat2, stat,
+};
 use rustix::io::Errno;
 
 use crate::error::Context;
@@ -29,15 +32,36 @@ pub(crate) fn make_workdir(path: &str, owner: (u32, u32)) -> io::Result<OwnedFd>
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).context(|| format!("could not make `{walked}`")),
         }
-        directory = openat2(&root, walked.as_str(), flags, Mode::empty(), resolve)
-            .context(|| format!("could not open `{walked}`"))?;
+        directory = match openat2(&root, walked.as_str(), flags, Mode::empty(), resolve) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT | Errno::LOOP) => {
+                let why = format!("`{walked}` is a link of the image that leads nowhere");
+                return Err(io::Error::new(ErrorKind::PermissionDenied, why));
+            }
+            Err(error) => return Err(error).context(|| format!("could not open `{walked}`")),
+        };
     }
+    refuse_other_places(directory.as_fd())
+        .context(|| format!("`{path}` cannot be a working directory"))?;
     let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
     match fchown(&directory, Some(uid), Some(gid)) {
         // A directory of the host image: a place to be, if not to write.
         Ok(()) | Err(Errno::ROFS) => Ok(directory),
         Err(error) => Err(error).context(|| format!("could not give `{path}` to the job's user")),
     }
+}
+
+/// Refuses what a link of the image leads to outside of it and of `/tmp`: a directory of `/proc`
+/// would be given away for the whole host, one of `/dev` for the container.
+fn refuse_other_places(directory: BorrowedFd<'_>) -> io::Result<()> {
+    let device = fstat(directory)?.st_dev;
+    let is_own = device == stat("/")?.st_dev || device == stat("/tmp")?.st_dev;
+    let is_proc = fstatfs(directory)?.f_type == PROC_SUPER_MAGIC;
+    let is_read_only = fstatvfs(directory)?.f_flag.contains(StatVfsMountFlags::RDONLY);
+    if is_own || (is_read_only && !is_proc) {
+        return Ok(());
+    }
+    Err(io::Error::new(ErrorKind::PermissionDenied, "it is not the image's"))
 }
 
 /// Writes one file below `workdir`, its bytes read from `source`. Reads all of them, whether they

@@ -5,6 +5,7 @@
 //! | `allow.json` | goes on | `ENOSYS`: libcs fall back to what they know | the zygote |
 //! | `refuse.json` | `EPERM` | goes on | the step |
 //! | `sockets.json` | `EAFNOSUPPORT` | goes on | the step |
+//! | `ignore.json` | done, without doing it | goes on | the step |
 //! | `absent.json` | `ENOSYS` | goes on | the step |
 //!
 //! Where several answer with an error, the first of the step's counts, and each of those before
@@ -24,6 +25,7 @@ use seccompiler::{BpfProgram, SeccompAction, TargetArch, apply_filter, compile_f
 
 const ALLOW: (&str, &str) = ("allow", include_str!("../seccomp/allow.json"));
 const ABSENT: (&str, &str) = ("absent", include_str!("../seccomp/absent.json"));
+const IGNORE: (&str, &str) = ("ignore", include_str!("../seccomp/ignore.json"));
 const SOCKETS: (&str, &str) = ("sockets", include_str!("../seccomp/sockets.json"));
 const REFUSE: (&str, &str) = ("refuse", include_str!("../seccomp/refuse.json"));
 
@@ -31,7 +33,7 @@ const REFUSE: (&str, &str) = ("refuse", include_str!("../seccomp/refuse.json"));
 #[derive(Debug, Clone)]
 pub(crate) struct Filters {
     allow: BpfProgram,
-    /// `refuse`, `sockets` and `absent`, in this order.
+    /// `refuse`, `sockets`, `ignore` and `absent`, in this order.
     step: BpfProgram,
 }
 
@@ -45,7 +47,8 @@ impl Filters {
             let missing = || io::Error::other(format!("no rules are called `{name}`"));
             programs.remove(name).ok_or_else(missing)
         };
-        let step = chain([compile(REFUSE)?, compile(SOCKETS)?, compile(ABSENT)?])?;
+        let parts = [REFUSE, SOCKETS, IGNORE, ABSENT].map(compile);
+        let step = chain(parts.into_iter().collect::<io::Result<_>>()?)?;
         Ok(Self { allow: compile(ALLOW)?, step })
     }
 
@@ -63,7 +66,7 @@ impl Filters {
 
 /// One program that runs several, each for the calls that those before it let go on: instead of
 /// that they jump to its start.
-fn chain(programs: [BpfProgram; 3]) -> io::Result<BpfProgram> {
+fn chain(programs: Vec<BpfProgram>) -> io::Result<BpfProgram> {
     const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
     const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
     let goes_on = u32::from(SeccompAction::Allow);
@@ -89,7 +92,7 @@ mod tests {
 
     #[test]
     fn every_rule_has_a_reason_and_stands_once() {
-        for (name, rules) in [ALLOW, ABSENT, SOCKETS, REFUSE] {
+        for (name, rules) in [ALLOW, ABSENT, IGNORE, SOCKETS, REFUSE] {
             let rules: serde_json::Value = serde_json::from_str(rules).expect("JSON");
             let filter = rules[name]["filter"].as_array().expect("a list of rules");
             let mut seen = std::collections::HashSet::new();

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
 };
@@ -114,6 +115,21 @@ impl Container {
             (Report::Failed(failure), _) => Err(Error::from(failure)),
             report => Ok(report),
         }
+    }
+
+    /// Counts of the sockets in the container's network namespace: `/proc/net/sockstat` (proc(5)),
+    /// and the same for IPv6 where the kernel has it. None if init has just ended.
+    pub(super) fn open_socket_counts(&self) -> io::Result<Vec<OwnedFd>> {
+        let mut counts = Vec::new();
+        for name in ["sockstat", "sockstat6"] {
+            let path = format!("/proc/{}/net/{name}", self.pid.as_raw_nonzero());
+            match rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(file) => counts.push(file),
+                Err(Errno::NOENT | Errno::SRCH | Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(counts)
     }
 
     /// Kills everything in the container, init first: with PID 1 the kernel ends all others.

@@ -83,8 +83,8 @@ struct Running<'j, 's> {
     next_cpu_look: Duration,
     /// When to look at the OOM counter, and how often still.
     next_oom_look: Option<(Duration, u32)>,
-    /// Looks at the buffers of sockets, where memory does not include them.
-    sockets: Option<SocketWatch>,
+    /// Looks at the buffers of sockets, which memory does not include.
+    sockets: SocketWatch,
     /// What they and memory were when they were too much together.
     memory_with_sockets: Option<u64>,
     /// Why the program could not be executed.
@@ -115,7 +115,7 @@ impl<'j, 's> Running<'j, 's> {
         (at, baseline): (Duration, Counters),
     ) -> Result<Self> {
         let cores = job.cores;
-        let sockets = SocketWatch::new(&job.container.leaf, at, baseline.cpu_us);
+        let sockets = SocketWatch::new(&job.container, at, baseline.cpu_us).at(Stage::Step)?;
         let Launched { gate, stdin, stdout, stderr } = launched;
         Ok(Self {
             job,
@@ -281,10 +281,7 @@ impl<'j, 's> Running<'j, 's> {
             // Nothing is left to be limited; init has a bound of its own.
             Some(Kill::Step(at)) => return at + KILL_BOUND,
             Some(Kill::Container) => Duration::MAX,
-            None => {
-                let sockets = self.sockets.as_ref().map(|watch| watch.next_look);
-                sockets.unwrap_or(Duration::MAX).min(self.next_cpu_look)
-            }
+            None => self.sockets.next_look.min(self.next_cpu_look),
         };
         [self.output.stdout.flush_at, self.output.stderr.flush_at]
             .into_iter()

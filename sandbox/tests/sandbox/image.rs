@@ -1,7 +1,7 @@
 //! Containers of an imported image, whose layers are id-mapped.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use lazaret_sandbox::outcome::Verdict;
@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     an_imported_directory_runs_with_its_own_owners,
     root_inside_is_nobody_outside,
     layers_are_never_written,
+    a_link_of_the_image_leads_to_no_place_but_its_own,
     hostile_mount_points_are_covered,
 ];
 
@@ -90,6 +91,25 @@ fn layers_are_never_written(sandbox: &Sandbox) {
     assert_ne!(ran.outcome.verdict, Verdict::Fault, "{:?}", ran.outcome);
     assert_eq!(fs::read_to_string(layer.join("data/owned")).expect("readable"), "x");
     assert!(layer.join("bin/cat").exists() && !layer.join("new").exists());
+}
+
+/// Directories of `/proc` have one owner for the whole host.
+fn a_link_of_the_image_leads_to_no_place_but_its_own(sandbox: &Sandbox) {
+    let owner = || fs::metadata("/proc/tty").expect("there").uid();
+    let before = owner();
+    let places = ["/proc/tty", "/proc/tty/driver", "/proc", "/proc/sys", "/dev", "/dev/pts", "/no"];
+    for (number, place) in places.into_iter().enumerate() {
+        let alter = |root: &Path| symlink(place, root.join("link")).expect("linked");
+        let mut spec = spec(sandbox, &format!("link-{number}"), alter, "pwd");
+        spec.workdir = "/link".into();
+        let outcome = sandbox.run(spec).outcome;
+        assert_eq!(outcome.verdict, Verdict::Failure, "{place}: {outcome:?}");
+        assert_eq!(owner(), before, "{place}");
+    }
+    let alter = |root: &Path| symlink("/tmp", root.join("link")).expect("linked");
+    let mut spec = spec(sandbox, "link", alter, "pwd -P; touch x");
+    spec.workdir = "/link".into();
+    assert_eq!(sandbox.stdout_of(spec), "/tmp\n");
 }
 
 /// An image may hold anything where the container's own mounts go.

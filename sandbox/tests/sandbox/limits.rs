@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_child_out_of_memory_ends_the_job_even_if_its_parent_succeeds,
     memory_files_count_as_memory,
     sockets_hold_no_memory_beyond_the_limit,
+    connections_that_nobody_accepts_hold_no_memory_beyond_the_limit,
     sockets_within_the_limit_pass,
     stopped_processes_and_zombies_hold_nothing_up,
     reading_much_is_no_memory_limit,
@@ -211,6 +212,27 @@ fn sockets_hold_no_memory_beyond_the_limit(sandbox: &Sandbox) {
     assert_eq!(hit(&outcome, LimitName::MemoryBytes).allowed, 64 << 20);
     let held = buffers + outcome.usage.memory_peak_bytes;
     assert!(held <= 96 << 20, "{} MiB, of which {} in buffers", held >> 20, buffers >> 20);
+}
+
+/// The kernel counts what they hold in no cgroup until they are accepted.
+fn connections_that_nobody_accepts_hold_no_memory_beyond_the_limit(sandbox: &Sandbox) {
+    let mut families = vec![("AF_INET", "127.0.0.1")];
+    // A kernel may be without IPv6.
+    families.extend(Path::new("/proc/net/if_inet6").exists().then_some(("AF_INET6", "::1")));
+    for (family, address) in families {
+        let program = format!(
+            "import socket\nkeep = []\nfor n in range(8):\n \
+             server = socket.create_server(('{address}', 0), family=socket.{family}, \
+             backlog=4096)\n keep.append(server)\n for _ in range(4000):\n  \
+             c = socket.create_connection(server.getsockname()[:2])\n  \
+             c.send(b'x' * 15000)\n  c.close()"
+        );
+        let mut spec = sandbox.python(&program);
+        spec.steps[0].limits.memory_bytes = bytes(64 << 20);
+        let outcome = run(sandbox, spec);
+        assert_eq!(outcome.verdict, Verdict::MemoryLimit, "{family}: {outcome:?}");
+        assert_eq!(hit(&outcome, LimitName::MemoryBytes).allowed, 64 << 20);
+    }
 }
 
 /// The last number that a file had before it went away.
