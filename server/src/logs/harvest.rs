@@ -65,8 +65,12 @@ impl Harvest {
     #[must_use]
     pub fn steps(&mut self, outcomes: Vec<StepOutcome>) -> Vec<StepEnd> {
         let mut heads = std::mem::take(&mut self.heads).into_iter();
-        let step = |outcome| {
-            let [stdout, stderr] = heads.next().unwrap_or_default();
+        let is_lost = matches!(self.log, KeptLog::Spool);
+        let step = |outcome: StepOutcome| {
+            let [mut stdout, mut stderr] = heads.next().unwrap_or_default();
+            if is_lost && outcome.usage.output_bytes > 0 {
+                (stdout.is_truncated, stderr.is_truncated) = (true, true);
+            }
             StepEnd { outcome, stdout: stdout.into_output(), stderr: stderr.into_output() }
         };
         outcomes.into_iter().map(step).collect()
@@ -96,7 +100,8 @@ impl Head {
     fn add(&mut self, bytes: &[u8]) {
         let room = HEAD_BYTES - self.bytes.len();
         self.bytes.extend_from_slice(&bytes[..room.min(bytes.len())]);
-        self.is_truncated |= bytes.len() > room;
+        // A record without bytes tells that some were thrown away.
+        self.is_truncated |= bytes.is_empty() || bytes.len() > room;
     }
 
     fn into_output(self) -> OutputHead {
@@ -195,6 +200,15 @@ mod tests {
         let output = head.into_output();
         assert!(output.is_truncated);
         assert_eq!(output.text.len(), HEAD_BYTES);
+    }
+
+    #[test]
+    fn a_head_says_when_the_shim_threw_something_away() {
+        let mut head = Head::default();
+        head.add(b"kept");
+        head.add(b"");
+        let output = head.into_output();
+        assert_eq!((output.text.as_str(), output.is_truncated), ("kept", true));
     }
 
     #[test]
