@@ -127,6 +127,30 @@ fn a_shim_that_does_not_end_in_time_is_given_up_for_another() {
 }
 
 #[test]
+fn a_second_attempt_waits_until_the_store_takes_it() {
+    let (dir, server) = started("warm_containers = 1");
+    let data = dir.path().join("data");
+    let id = server.submit(&json!({"command": ["sleep", "60"]}));
+    server.wait_for(&id, "running");
+    execute(
+        &data,
+        "create trigger fail before update of state on jobs when new.state = 'queued' \
+         begin select raise(abort, 'by a test'); end",
+    );
+    for shim in server.shims() {
+        send_signal("KILL", shim);
+    }
+    wait_until("the store fails", || server.has_said(FAILED));
+    let path = format!("/v1/jobs/{id}");
+    let job = server.get(&path).json();
+    assert_eq!((&job["state"], &job["verdict"]), (&json!("running"), &Value::Null), "{job}");
+    execute(&data, MEND);
+    wait_until("it starts once more", || server.get(&path).json()["attempt"] == 2);
+    server.call("POST", &format!("{path}/cancel"), &[], "");
+    assert_eq!(server.wait_for(&id, "finished")["verdict"], "cancelled");
+}
+
+#[test]
 fn a_job_whose_shims_do_not_end_in_time_is_a_fault() {
     let (_dir, server) = started("warm_containers = 2\ngrace_ms = 200");
     wait_until("two wait", || server.shims().len() == 2);
