@@ -189,14 +189,14 @@ impl Dispatch {
         })
     }
 
-    /// Takes up what a predecessor left unfinished, with the outcomes of jobs that ended after it
-    /// did. Called once, before anything is served.
+    /// Takes up what a predecessor left unfinished, with the outcomes of attempts that ended after
+    /// it did. Called once, before anything is served.
     ///
     /// # Errors
     /// If the store or the spools cannot be read.
     pub async fn recover(
         &self,
-        outcomes: HashMap<JobId, Outcome>,
+        outcomes: HashMap<(JobId, u32), Outcome>,
     ) -> Result<(), recover::RecoverError> {
         self.0.recover(outcomes).await?;
         self.0.pump();
