@@ -32,12 +32,23 @@ pub(crate) fn make_workdir(path: &str, owner: (u32, u32)) -> io::Result<OwnedFd>
         directory = openat2(&root, walked.as_str(), flags, Mode::empty(), resolve)
             .context(|| format!("could not open `{walked}`"))?;
     }
+    refuse_proc(directory.as_fd()).context(|| format!("`{path}` is no place to work in"))?;
     let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
     match fchown(&directory, Some(uid), Some(gid)) {
         // A directory of the host image: a place to be, if not to write.
         Ok(()) | Err(Errno::ROFS) => Ok(directory),
         Err(error) => Err(error).context(|| format!("could not give `{path}` to the job's user")),
     }
+}
+
+/// Refuses what a link in the image may lead to: a directory of `/proc` that is given an owner has
+/// it in every `/proc` of the host from then on.
+fn refuse_proc(directory: BorrowedFd<'_>) -> io::Result<()> {
+    let kind = rustix::fs::fstatfs(directory)?.f_type;
+    if kind == rustix::fs::PROC_SUPER_MAGIC {
+        return Err(io::Error::new(ErrorKind::PermissionDenied, "it is in `/proc`"));
+    }
+    Ok(())
 }
 
 /// Writes one file below `workdir`, its bytes read from `source`. Reads all of them, whether they

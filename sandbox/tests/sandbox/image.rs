@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     root_inside_is_nobody_outside,
     layers_are_never_written,
     hostile_mount_points_are_covered,
+    a_working_directory_in_proc_is_refused,
 ];
 
 /// Programs that the image consists of.
@@ -106,4 +107,13 @@ fn hostile_mount_points_are_covered(sandbox: &Sandbox) {
     let spec = spec(sandbox, "hostile", alter, script);
     assert_eq!(sandbox.stdout_of(spec), "cat\n/dev/null\n/tmp/\nlazaret\n");
     assert_eq!(fs::read_dir(canary.path()).expect("readable").count(), 0);
+}
+
+/// A directory of `/proc` that is given an owner has it in every `/proc` from then on.
+fn a_working_directory_in_proc_is_refused(sandbox: &Sandbox) {
+    let alter = |root: &Path| symlink("/proc/tty", root.join("workspace")).expect("linked");
+    let spec = spec(sandbox, "proc", alter, "true");
+    let ran = sandbox.run(spec);
+    assert_eq!(ran.outcome.verdict, Verdict::Failure, "{:?}", ran.outcome);
+    assert!(ran.stderr(0).contains("`/workspace` is no place to work in"), "{}", ran.stderr(0));
 }
