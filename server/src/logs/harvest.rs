@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _};
+use std::path::Path;
 
 use lazaret_sandbox::outcome::{Outcome, StepOutcome};
 use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
 
-use super::{LogFiles, open_if_there};
+use super::{LogFiles, open_if_there, remove_if_there};
 use crate::job::{JobEnd, JobId, OutputHead, StepEnd, seq};
 use crate::store::KeptLog;
 
@@ -168,14 +169,21 @@ fn read(spool: &File) -> io::Result<Harvest> {
 }
 
 /// Compresses the spool to a file that is whole and synced before it has its name.
-fn keep_file(files: &LogFiles, id: JobId, attempt: u32, mut spool: File) -> io::Result<()> {
+fn keep_file(files: &LogFiles, id: JobId, attempt: u32, spool: File) -> io::Result<()> {
     let path = files.kept_path(id, attempt);
     let unfinished = path.with_extension("tmp");
-    let mut encoder = zstd::Encoder::new(File::create(&unfinished)?, 0)?;
-    io::copy(&mut spool, &mut encoder)?;
-    encoder.finish()?.sync_all()?;
+    if let Err(error) = compress(spool, &unfinished) {
+        // The disk may be full: half a log is of no use, and nobody would ever find it.
+        return remove_if_there(&unfinished).and(Err(error));
+    }
     std::fs::rename(&unfinished, &path)?;
     File::open(&files.kept)?.sync_all()
+}
+
+fn compress(mut spool: File, path: &Path) -> io::Result<()> {
+    let mut encoder = zstd::Encoder::new(File::create(path)?, 0)?;
+    io::copy(&mut spool, &mut encoder)?;
+    encoder.finish()?.sync_all()
 }
 
 #[cfg(test)]
