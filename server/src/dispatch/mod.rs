@@ -173,20 +173,9 @@ impl Dispatch {
     /// # Errors
     /// As [`DeleteError`]; then the job is still there.
     pub async fn delete(&self, id: JobId) -> Result<Deleted, DeleteError> {
-        match self.0.store.job(id).await? {
-            None => return Ok(Deleted::NotFound),
-            Some(job) if job.state != State::Finished => return Ok(Deleted::Unfinished),
-            Some(_) => {}
-        }
-        // The files first: after a crash in between the job can be deleted once more, while files
-        // without a job would never be found.
-        self.0.runner.files.remove(id).map_err(DeleteError::Files)?;
-        Ok(match self.0.store.delete(id).await? {
-            Effect::Done => Deleted::Done,
-            Effect::Finished(_) | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => {
-                Deleted::NotFound
-            }
-        })
+        let inner = Arc::clone(&self.0);
+        let task = self.0.tracker.spawn(async move { inner.delete(id).await });
+        task.await.map_err(|_panicked| StoreError::Closed)?
     }
 
     /// Takes up what a predecessor left unfinished, with the outcomes of attempts that ended after
@@ -318,6 +307,23 @@ impl Inner {
             job.cancel.cancel();
         }
         Ok(effect)
+    }
+
+    async fn delete(&self, id: JobId) -> Result<Deleted, DeleteError> {
+        match self.store.job(id).await? {
+            None => return Ok(Deleted::NotFound),
+            Some(job) if job.state != State::Finished => return Ok(Deleted::Unfinished),
+            Some(_) => {}
+        }
+        // The files first: after a crash in between the job can be deleted once more, while files
+        // without a job would never be found.
+        self.runner.files.remove(id).map_err(DeleteError::Files)?;
+        Ok(match self.store.delete(id).await? {
+            Effect::Done => Deleted::Done,
+            Effect::Finished(_) | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => {
+                Deleted::NotFound
+            }
+        })
     }
 
     /// Starts every waiting job that there is room for.
