@@ -127,9 +127,10 @@ impl Container {
         if self.is_reaped {
             return Ok(());
         }
-        self.leaf.lift_cpu().at(Stage::Cgroup)?;
+        // First, so that dying is not slowed down; but what is to end ends even if this fails.
+        let lifted = self.leaf.lift_cpu().at(Stage::Cgroup);
         match pidfd_send_signal(&self.process, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Ok(()) | Err(rustix::io::Errno::SRCH) => lifted,
             Err(error) => Err(error).at(Stage::Init),
         }
     }
