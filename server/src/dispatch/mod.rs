@@ -236,21 +236,23 @@ impl Inner {
 
     /// Starts a job while its insert is on the way to the disk: the longest wait of a small job is
     /// for that. If the insert fails, nothing of the job is left and nobody was told of it; after a
-    /// crash in between, its container is an orphan that ran nothing.
+    /// crash in between, its container is an orphan like others, and its end is no job's.
     async fn start_with_insert(
         self: &Arc<Self>,
         new: NewJob,
         claimed: Claimed,
     ) -> Result<Submitted, SubmitError> {
         let id = new.id;
+        // Before the store can have it: who finds it there must not miss what follows.
+        let job = self.live.enter(id, State::Running, 1);
         let begun = match self.store.begin_insert(new).await {
             Ok(begun) => begun,
             Err(error) => {
+                self.live.discard(id);
                 self.scheduler().release(id);
                 return Err(error.into());
             }
         };
-        let job = self.live.enter(id, State::Running, 1);
         let (stored, acceptance) = oneshot::channel();
         self.start(claimed, job.clone(), Acceptance::Pending(acceptance));
         let submitted = as_submitted(id, begun.done().await);
