@@ -38,8 +38,14 @@ pub(crate) fn enter(settings: &Settings) -> Result<(Premises, cgroup::Parent)> {
     let premises = Premises::enter(&settings.run_dir)
         .context(|| format!("could not make `{}`", settings.run_dir.display()))
         .at(Stage::RunDirectory)?;
-    let cgroup = cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes);
-    Ok((premises, cgroup.at(Stage::Cgroup)?))
+    match cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes) {
+        Ok(cgroup) => Ok((premises, cgroup)),
+        Err(error) => {
+            // Why there is no cgroup is what has to be mended first.
+            drop(premises.leave(&settings.run_dir, || Ok(())));
+            Err(error).at(Stage::Cgroup)
+        }
+    }
 }
 
 impl Premises {

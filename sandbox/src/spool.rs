@@ -6,7 +6,8 @@
 //! kind    = 1 stdout | 2 stderr | 3 step started (name) | 4 step ended (StepOutcome)
 //! ```
 //!
-//! Numbers are little-endian. A record is appended with one write; a reader that finds less than
+//! Output of no bytes says that more of that stream was written and thrown away. Numbers are
+//! little-endian. A record is appended with one write; a reader that finds less than
 //! a whole record waits for the rest. Records are numbered from 1 in the order of the file.
 
 use std::io::{self, ErrorKind, Read};
@@ -48,7 +49,7 @@ pub struct Record {
 /// What a record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    /// The step wrote these bytes; at most [`MAX_RECORD_BYTES`].
+    /// The step wrote these bytes; at most [`MAX_RECORD_BYTES`]. None: it wrote more than is kept.
     Output(Stream, Vec<u8>),
     /// The step of this name was started.
     StepStarted(String),
@@ -89,6 +90,11 @@ impl SpoolWriter {
             Stream::Stderr => 2,
         };
         self.append(kind, step, t_ms, bytes)
+    }
+
+    /// Notes that bytes of this stream are thrown away.
+    pub(crate) fn output_cut(&mut self, step: u16, t_ms: u64, stream: Stream) -> io::Result<()> {
+        self.output(step, t_ms, stream, &[])
     }
 
     /// Notes that a step was started.

@@ -26,6 +26,7 @@ use rustix::net::{Shutdown, shutdown};
 use rustix::process::{PidfdFlags, WaitOptions, pidfd_open};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::container::proc::Covers;
 use crate::container::rlimits::set_inherited_limits;
 use crate::container::seccomp::Filters;
@@ -173,19 +174,25 @@ fn prepare(settings: &Settings, one_thread: OneThread) -> Result<(Premises, Shar
     sys::reset_signals();
     set_inherited_limits().at(Stage::Rlimits)?;
     let (premises, mut cgroup) = premises::enter(settings)?;
+    let (filters, covers) = match confine(settings, &mut cgroup) {
+        Ok(confined) => confined,
+        Err(error) => {
+            // Why it cannot start is what has to be mended first.
+            drop(premises.leave(&settings.run_dir, || cgroup.remove_made()));
+            return Err(error);
+        }
+    };
+    let (settings, cores) = (settings.clone(), cores(settings));
+    Ok((premises, Shared { settings, cgroup, filters, covers, cores, one_thread }))
+}
+
+/// Confines this process, and with it all containers, to the chosen CPUs and the allowed calls.
+fn confine(settings: &Settings, cgroup: &mut cgroup::Parent) -> Result<(Filters, Covers)> {
     let kept = cgroup.keep_to(&settings.cgroup_parent, settings.cpuset.as_ref());
     kept.at(Stage::Cpuset)?;
     let filters = Filters::compile().at(Stage::Seccomp)?;
     filters.install_on_zygote().at(Stage::Seccomp)?;
-    let shared = Shared {
-        settings: settings.clone(),
-        cgroup,
-        filters,
-        covers: Covers::find().at(Stage::Proc)?,
-        cores: cores(settings),
-        one_thread,
-    };
-    Ok((premises, shared))
+    Ok((filters, Covers::find().at(Stage::Proc)?))
 }
 
 /// How many CPUs containers have.

@@ -61,6 +61,19 @@ impl FromStr for JobId {
     }
 }
 
+/// Names an attempt of a job: its spool, and its container for whoever finds that after a crash.
+#[must_use]
+pub fn attempt_name(id: JobId, attempt: u32) -> String {
+    format!("{id}.{attempt}")
+}
+
+/// The attempt of this name, if it is one.
+#[must_use]
+pub fn parse_attempt_name(name: &str) -> Option<(JobId, u32)> {
+    let (id, attempt) = name.split_once('.')?;
+    Some((id.parse().ok()?, attempt.parse().ok()?))
+}
+
 /// Where a job is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -219,6 +232,13 @@ mod tests {
     #[test]
     fn a_second_attempt_is_numbered_after_every_event_of_the_first() {
         assert!(seq(2, 0) > seq(1, u32::MAX));
+    }
+
+    #[test]
+    fn a_name_leads_back_to_its_attempt() {
+        let id = JobId::generate();
+        assert_eq!(parse_attempt_name(&attempt_name(id, 2)), Some((id, 2)));
+        assert_eq!(parse_attempt_name(&id.to_string()), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::holds;
-use crate::job::{Inputs, JobEnd, JobId, JobSpec};
+use crate::job::{self, Inputs, JobEnd, JobId, JobSpec};
 use crate::live::LiveJob;
 use crate::logs::LogFiles;
 use crate::logs::harvest::{self, Harvest};
@@ -212,7 +212,8 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<Container, Fault>
     let image = image.ok_or_else(|| Fault::ImageGone(spec.image.name.clone()))?;
     let mut container = runner.pool.take()?;
     let inputs = Arc::unwrap_or_clone(inputs);
-    let asked = spec.container(id.to_string(), runner.images.rootfs(&image), inputs);
+    let asked =
+        spec.container(job::attempt_name(id, attempt), runner.images.rootfs(&image), inputs);
     container.start(asked, spool.as_fd())?;
     Ok(container)
 }

@@ -17,6 +17,8 @@ const MAX_LOOKED_AT: usize = 64;
 /// The waiting jobs and what the running ones took.
 #[derive(Debug)]
 pub struct Scheduler {
+    /// What there is in all.
+    capacity: Capacity,
     free: Capacity,
     queue_max: usize,
     waiting: BTreeMap<Place, Waiting>,
@@ -55,6 +57,7 @@ impl Scheduler {
     #[must_use]
     pub fn new(capacity: Capacity, queue_max: usize) -> Self {
         Self {
+            capacity,
             free: capacity,
             queue_max,
             waiting: BTreeMap::new(),
@@ -90,8 +93,13 @@ impl Scheduler {
     }
 
     /// Puts a job in the queue that was promised before this server lived, or that runs again:
-    /// never refused.
+    /// never refused. An earlier server may have had more to give: who wants more than there is in
+    /// all starts when all is free, and does not hold up the queue for ever.
     pub fn requeue(&mut self, id: JobId, priority: i16, demand: Demand) {
+        let demand = Demand {
+            cpu_millis: demand.cpu_millis.min(self.capacity.cpu_millis),
+            memory_bytes: demand.memory_bytes.min(self.capacity.memory_bytes),
+        };
         let place = Place { priority: std::cmp::Reverse(priority), id };
         self.places.insert(id, place);
         self.waiting.insert(place, Waiting { demand, passed_over: 0 });
@@ -193,6 +201,20 @@ mod tests {
         let mut scheduler = scheduler();
         waiting(&mut scheduler, 0, SMALL);
         assert_eq!(scheduler.admit(JobId::generate(), SMALL), Admission::Later);
+    }
+
+    #[test]
+    fn a_job_of_a_larger_server_starts_when_all_is_free() {
+        let mut scheduler = scheduler();
+        let small = JobId::generate();
+        assert_eq!(scheduler.admit(small, SMALL), Admission::Now);
+        let larger = Demand { cpu_millis: 4000, memory_bytes: 5000 };
+        let large = waiting(&mut scheduler, 0, larger);
+        assert_eq!(scheduler.start_next(), None);
+        scheduler.release(small);
+        assert_eq!(scheduler.start_next(), Some(large));
+        scheduler.release(large);
+        assert_eq!(scheduler.admit(JobId::generate(), WHOLE), Admission::Now, "all is there again");
     }
 
     #[test]

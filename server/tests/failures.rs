@@ -6,20 +6,7 @@ mod served;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use served::{Server, send_signal, wait_until};
-use sqlx::ConnectOptions as _;
-use sqlx::sqlite::SqliteConnectOptions;
-
-/// Changes the database behind the server's back.
-fn execute(data: &Path, sql: &'static str) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let changed = runtime.expect("a runtime").block_on(async {
-        let database = SqliteConnectOptions::new().filename(data.join("lazaret.db"));
-        let mut connection = database.connect().await?;
-        sqlx::query(sql).execute(&mut connection).await
-    });
-    changed.expect("changed");
-}
+use served::{Server, execute, send_signal, wait_until};
 
 /// Has the store fail each claim and each verdict, as a full disk does.
 const FAIL: &str = "create trigger fail before update of state on jobs \
@@ -124,6 +111,51 @@ fn a_shim_that_does_not_end_in_time_is_given_up_for_another() {
     assert!(server.has_said("did not end in time"));
     send_signal("KILL", stopped);
     wait_until("it is gone", || !server.shims().contains(&stopped));
+}
+
+#[test]
+fn a_second_attempt_waits_until_the_store_takes_it() {
+    let (dir, server) = started("warm_containers = 1");
+    let data = dir.path().join("data");
+    let id = server.submit(&json!({"command": ["sleep", "60"]}));
+    server.wait_for(&id, "running");
+    execute(
+        &data,
+        "create trigger fail before update of state on jobs when new.state = 'queued' \
+         begin select raise(abort, 'by a test'); end",
+    );
+    for shim in server.shims() {
+        send_signal("KILL", shim);
+    }
+    wait_until("the store fails", || server.has_said(FAILED));
+    let path = format!("/v1/jobs/{id}");
+    let job = server.get(&path).json();
+    assert_eq!((&job["state"], &job["verdict"]), (&json!("running"), &Value::Null), "{job}");
+    execute(&data, MEND);
+    wait_until("it starts once more", || server.get(&path).json()["attempt"] == 2);
+    server.call("POST", &format!("{path}/cancel"), &[], "");
+    assert_eq!(server.wait_for(&id, "finished")["verdict"], "cancelled");
+}
+
+#[test]
+fn the_end_of_one_attempt_is_not_taken_for_that_of_another() {
+    let (dir, server) = started("warm_containers = 1\ngrace_ms = 200");
+    wait_until("one waits", || server.shims().len() == 1);
+    let stopped = server.shims()[0];
+    send_signal("STOP", stopped);
+    let id = server.submit(&json!({"command": ["sleep", "60"], "job_wall_ms": 4000}));
+    wait_until("it starts once more", || server.wait_for(&id, "running")["attempt"] == 2);
+    // The first attempt goes on, finds that it was given up, and keeps how it ended.
+    send_signal("CONT", stopped);
+    let is_kept = || {
+        let containers = std::fs::read_dir(server.run_dir()).expect("readable").flatten();
+        containers.into_iter().any(|container| container.path().join("outcome").exists())
+    };
+    wait_until("it keeps its end", is_kept);
+    server.signal("KILL");
+    assert!(!server.ended().success());
+    let job = Server::start(&dir.path().join("data")).wait_for(&id, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("fault"), &json!(2)), "{job}");
 }
 
 #[test]

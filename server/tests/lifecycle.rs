@@ -84,6 +84,21 @@ fn a_server_without_privileges_is_refused_with_the_way_to_get_them() {
 }
 
 #[test]
+fn a_host_without_cgroups_is_refused_with_what_to_mount() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, run_dir) = (dir.path().join("lazaret.toml"), dir.path().join("run"));
+    std::fs::write(&file, format!("run_dir = {run_dir:?}\n")).expect("written");
+    let hide = "umount -R /sys/fs/cgroup && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", hide, env!("CARGO_BIN_EXE_lazaret"), "serve"]);
+    command.args(["--listen", FREE_PORT, "--data"]).arg(dir.path().join("data"));
+    command.arg("--config").arg(&file);
+    let said = refused(command);
+    assert!(said.contains("cgroups") && said.contains("mount"), "{said}");
+    assert!(!run_dir.exists(), "what it made is gone");
+}
+
+#[test]
 fn an_address_that_others_reach_is_refused_without_consent() {
     let dir = tempfile::tempdir().expect("a directory");
     let said = refused(serve_command(&dir.path().join("data"), "0.0.0.0:0"));

@@ -126,6 +126,21 @@ fn output_limit_and_its_other_meaning() {
 }
 
 #[test]
+fn a_stream_that_was_cut_says_so_and_the_other_does_not() {
+    let cut = |script: &str| {
+        let job = json!({"script": script, "limits": {"output_bytes": 100},
+                         "output_overflow": "truncate"});
+        let step = ends("success", &job);
+        let length = |stream| step[stream].as_str().map(str::len);
+        assert_eq!(length("stdout"), Some(100), "{step}");
+        (step["stdout_truncated"] == true, step["stderr_truncated"] == true)
+    };
+    assert_eq!(cut("yes | head -c 100"), (false, false));
+    assert_eq!(cut("yes | head -c 1000"), (true, false));
+    assert_eq!(cut("yes | head -c 100; echo lost >&2"), (false, true));
+}
+
+#[test]
 fn disk_limit() {
     let step = ends(
         "disk_limit",

@@ -286,7 +286,8 @@ fn write_number(directory: BorrowedFd<'_>, name: &str, number: u64) -> io::Resul
     write(directory, name, &number.to_string())
 }
 
-/// Reads a control file from its start; none of those read here is longer.
+/// Reads a control file from its start. None of those read here is longer but the list of
+/// processes, of which the first are enough: it is read again while any are left.
 fn read(file: &OwnedFd) -> io::Result<String> {
     let mut buffer = [0; 4096];
     let bytes = rustix::io::pread(file, &mut buffer, 0)?;
@@ -335,6 +336,12 @@ fn remove(
     }
 }
 
+/// The lines of a text but for a last one that has no end: of a list longer than one read, half a
+/// number is the number of something else.
+fn whole_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'))
+}
+
 /// Kills every process in the cgroup `id`, by pid: the shim that held a better handle is gone.
 fn kill_members(parent: BorrowedFd<'_>, id: &str) -> io::Result<()> {
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -349,7 +356,7 @@ fn kill_members(parent: BorrowedFd<'_>, id: &str) -> io::Result<()> {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
             text => text?,
         };
-        Ok(text.lines().filter_map(|pid| pid.parse().ok()).collect())
+        Ok(whole_lines(&text).filter_map(|pid| pid.parse().ok()).collect())
     };
     for pid in members()?.into_iter().filter_map(Pid::from_raw) {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
@@ -369,6 +376,12 @@ fn kill_members(parent: BorrowedFd<'_>, id: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_a_pid_is_no_pid() {
+        assert_eq!(whole_lines("12\n345\n67").collect::<Vec<_>>(), ["12", "345"]);
+        assert_eq!(whole_lines("").count(), 0);
+    }
 
     #[test]
     fn a_field_is_found_by_its_whole_name() {

@@ -44,6 +44,7 @@ impl Parent {
         for controller in CONTROLLERS {
             write(directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
         }
+        refuse_uncounted_swap(directory.as_fd())?;
         Ok(Self { directory, made })
     }
 
@@ -83,6 +84,20 @@ impl Parent {
     }
 }
 
+/// A kernel may have been told not to count swap (`swapaccount=0`): then a limit of memory is none.
+fn refuse_uncounted_swap(parent: BorrowedFd<'_>) -> io::Result<()> {
+    match open(parent, "memory.swap.max", OFlags::RDONLY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened.map(drop),
+    }
+    // The first line is a heading; without such a file the kernel has no swap at all.
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().count() > 1 {
+        return Err(io::Error::other("this host has swap and does not count it: `swapoff -a`"));
+    }
+    Ok(())
+}
+
 /// `memory.peak`, writable where the kernel can reset it (Linux 6.12); none before 5.19.
 fn open_peak(leaf: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::CLOEXEC;
@@ -112,7 +127,7 @@ impl Leaf {
     pub(super) fn bound_memory_and_pids(&self, limits: &Limits) -> io::Result<()> {
         let leaf = self.directory.as_fd();
         write_number(leaf, "memory.max", limits.memory_bytes.get())?;
-        // A kernel without swap has no such file, and no swap.
+        // A kernel that does not count swap has no such file: see `refuse_uncounted_swap`.
         match open(leaf, "memory.swap.max", OFlags::WRONLY) {
             Ok(file) => rustix::io::write(&file, b"0").map(drop)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -70,8 +70,13 @@ impl Container {
         (Uid::from_raw(host_id(user.uid)), Gid::from_raw(host_id(user.gid)))
     }
 
+    /// Sends init an order, with its descriptors.
+    pub(super) fn order(&mut self, order: &Order, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        self.init.send(order, fds).map_err(|error| why_refused(&mut self.init, error))
+    }
+
     /// Orders init to become the job's container, with its files in place.
-    pub(super) fn order_build(&self, spec: &ContainerSpec) -> Result<()> {
+    pub(super) fn order_build(&mut self, spec: &ContainerSpec) -> Result<()> {
         let order = Order::Become(orders::Container {
             rootfs: spec.rootfs.clone(),
             user: spec.user.clone(),
@@ -79,15 +84,16 @@ impl Container {
             disk_bytes: spec.disk_bytes,
             files: spec.files.len(),
         });
-        self.init.send(&order, &[]).at(Stage::Init)?;
+        self.order(&order, &[])?;
         for file in &spec.files {
             let order = Order::File {
                 path: file.path.clone(),
                 mode: file.mode,
                 bytes: file.content.len() as u64,
             };
-            self.init.send(&order, &[]).at(Stage::Init)?;
-            self.init.send_raw(&file.content).at(Stage::Init)?;
+            self.order(&order, &[])?;
+            let sent = self.init.send_raw(&file.content);
+            sent.map_err(|error| why_refused(&mut self.init, error))?;
         }
         Ok(())
     }
@@ -137,9 +143,10 @@ impl Container {
         if self.is_reaped {
             return Ok(());
         }
-        self.leaf.lift_cpu().at(Stage::Cgroup)?;
+        // First, so that dying is not slowed down; but what is to end ends even if this fails.
+        let lifted = self.leaf.lift_cpu().at(Stage::Cgroup);
         match pidfd_send_signal(&self.process, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Ok(()) | Err(rustix::io::Errno::SRCH) => lifted,
             Err(error) => Err(error).at(Stage::Init),
         }
     }
@@ -186,6 +193,15 @@ impl Container {
     }
 }
 
+/// Why an order did not arrive. Orders are sent ahead of the answers, so init may have failed at an
+/// earlier one, and ended: then it said why, and that is the reason.
+fn why_refused(init: &mut Channel, error: io::Error) -> Error {
+    match init.try_recv() {
+        Ok(Some((Report::Failed(failure), _))) => Error::from(failure),
+        Ok(_) | Err(_) => Error { stage: Stage::Init, source: error },
+    }
+}
+
 /// Waits until there is something to read; `TimedOut` beyond the bound.
 pub(super) fn await_readable(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<()> {
     let timeout = Timespec::try_from(bound).map_err(io::Error::other)?;
@@ -198,4 +214,33 @@ pub(super) fn await_readable(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<
 
 fn unexpected(report: &Report) -> Error {
     Error { stage: Stage::Init, source: io::Error::other(format!("init answered `{report:?}`")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire;
+
+    #[test]
+    fn what_init_said_before_it_ended_is_why_an_order_did_not_arrive() {
+        let (ours, theirs) = wire::pair().expect("a socket pair");
+        let mut init = Channel::new(ours, MAX_FRAME_BYTES);
+        let shim = Channel::new(theirs, MAX_FRAME_BYTES);
+        let full = Error { stage: Stage::Files, source: ErrorKind::StorageFull.into() };
+        shim.send(&Report::Failed(full.into()), &[]).expect("sent");
+        init.send(&Order::Kill, &[]).expect("taken, and never read");
+        drop(shim);
+        let error = init.send(&Order::Kill, &[]).expect_err("nobody is there");
+        let why = why_refused(&mut init, error);
+        assert_eq!((why.stage, why.source.kind()), (Stage::Files, ErrorKind::StorageFull));
+    }
+
+    #[test]
+    fn an_init_that_said_nothing_is_gone() {
+        let (ours, theirs) = wire::pair().expect("a socket pair");
+        let mut init = Channel::new(ours, MAX_FRAME_BYTES);
+        drop(theirs);
+        let error = init.send(&Order::Kill, &[]).expect_err("nobody is there");
+        assert_eq!(why_refused(&mut init, error).stage, Stage::Init);
+    }
 }

@@ -69,7 +69,7 @@ fn fork_and_set_up(job: &mut Job<'_>, step: &StepSpec) -> Result<(Launched, Opti
 }
 
 /// Orders init to run the step.
-fn order_run(job: &Job<'_>, step: &StepSpec) -> Result<Launched> {
+fn order_run(job: &mut Job<'_>, step: &StepSpec) -> Result<Launched> {
     let (stdin_read, stdin) = pipe(End::Write).at(Stage::Step)?;
     let (stdout, stdout_write) = pipe(End::Read).at(Stage::Step)?;
     let (stderr, stderr_write) = pipe(End::Read).at(Stage::Step)?;
@@ -86,7 +86,7 @@ fn order_run(job: &Job<'_>, step: &StepSpec) -> Result<Launched> {
         workdir: step.workdir.clone().unwrap_or_else(|| job.spec.workdir.clone()),
         open_files: step.limits.open_files,
     });
-    job.container.init.send(&order, &descriptors(&stdio, &gate_of_step)).at(Stage::Init)?;
+    job.container.order(&order, &descriptors(&stdio, &gate_of_step))?;
     Ok(Launched { gate: Channel::new(gate, MAX_FRAME_BYTES), stdin, stdout, stderr })
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Source {
     pipe: Option<OwnedFd>,
     stream: Stream,
     pending: Vec<u8>,
+    /// Whether the spool says that bytes of this stream were thrown away.
+    is_cut: bool,
     /// When what is pending is written even without a newline.
     pub(super) flush_at: Option<Duration>,
 }
@@ -106,7 +108,7 @@ enum Read {
 
 impl Source {
     const fn new(pipe: OwnedFd, stream: Stream) -> Self {
-        Self { pipe: Some(pipe), stream, pending: Vec::new(), flush_at: None }
+        Self { pipe: Some(pipe), stream, pending: Vec::new(), is_cut: false, flush_at: None }
     }
 
     /// The pipe, until its end was read.
@@ -133,6 +135,11 @@ impl Source {
         let room = usize::try_from(allowed.saturating_sub(*total)).unwrap_or(usize::MAX);
         self.pending.truncate(held + bytes.min(room));
         *total += bytes as u64;
+        if bytes > room && !self.is_cut {
+            self.is_cut = true;
+            self.flush(sink)?;
+            sink.spool.output_cut(sink.step, sink.t_ms, self.stream)?;
+        }
         if bytes == 0 {
             self.pipe = None;
             self.flush(sink)?;
@@ -296,7 +303,7 @@ mod tests {
         f.at(2, |output, _, sink| output.drain(sink).expect("drained"));
         assert!(f.output.is_over());
         assert_eq!(f.output.bytes, 13);
-        assert_eq!(f.records().concat(), b"0123456789");
+        assert_eq!(f.records(), [&b"0123456789"[..], b""], "and that there was more is told once");
     }
 
     #[test]

@@ -356,7 +356,7 @@ impl<'j, 's> Running<'j, 's> {
         }
         self.killed = Some(Kill::Step(clock::now()));
         self.job.container.leaf.lift_cpu().at(Stage::Cgroup)?;
-        self.job.container.init.send(&Order::Kill, &[]).at(Stage::Init)
+        self.job.container.order(&Order::Kill, &[])
     }
 
     fn kill_container(&mut self) -> Result<()> {

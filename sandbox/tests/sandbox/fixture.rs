@@ -54,10 +54,7 @@ impl Sandbox {
             memory_bytes: NonZeroU64::new(8 << 30),
             cpuset,
         };
-        let zygote = Zygote::start(&settings).inspect_err(|_| {
-            // A zygote that could not start has left its directory, and nothing in it.
-            std::fs::remove_dir(&settings.run_dir).expect("removed");
-        })?;
+        let zygote = Zygote::start(&settings)?;
         let directory = tempfile::tempdir().expect("a directory");
         let images = ImageStore::open(directory.path()).expect("an image store");
         Ok(Self { settings, zygote, images, directory, containers: AtomicU32::new(0) })

@@ -34,7 +34,7 @@ use crate::api::body::BodyRoom;
 use crate::api::{self, Api};
 use crate::config::{Config, Flags, log_filter};
 use crate::dispatch::Dispatch;
-use crate::job::JobId;
+use crate::job::{JobId, parse_attempt_name};
 use crate::logs::LogFiles;
 use crate::pool::Pool;
 use crate::runner::Runner;
@@ -96,8 +96,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
 struct Opened {
     config: Config,
     runner: Runner,
-    /// How jobs ended while there was no server to store it.
-    outcomes: HashMap<JobId, Outcome>,
+    /// How attempts ended while there was no server to store it.
+    outcomes: HashMap<(JobId, u32), Outcome>,
     /// Held until the process ends.
     _lock: File,
 }
@@ -118,7 +118,7 @@ fn open(config: Config) -> Result<Opened, CliError> {
     raise_descriptor_limit();
     let orphans = lazaret_sandbox::reap_orphans(&settings)
         .map_err(|error| CliError::Failed(format!("could not clean up after a crash: {error}")))?;
-    let outcomes = orphans.into_iter().filter_map(outcome_of_job).collect();
+    let outcomes = orphans.into_iter().filter_map(outcome_of_attempt).collect();
     let images = ImageStore::open(&config.data_dir.join("images"))
         .map_err(|error| CliError::Failed(format!("could not open the images: {error}")))?;
     let files = LogFiles::open(&config.data_dir)
@@ -128,11 +128,13 @@ fn open(config: Config) -> Result<Opened, CliError> {
     Ok(Opened { config, runner, outcomes, _lock: lock })
 }
 
-/// Which job an orphan ran and how that ended, if it ran one and told its end.
-fn outcome_of_job(orphan: Orphan) -> Option<(JobId, Outcome)> {
+/// Which attempt an orphan ran and how that ended, if it ran one and told its end.
+fn outcome_of_attempt(orphan: Orphan) -> Option<((JobId, u32), Outcome)> {
     let Orphan { id, label, outcome } = orphan;
-    tracing::warn!(container = id, job.id = label, "cleaned up an orphan");
-    Some((label?.parse().ok()?, outcome?))
+    let attempt = label.as_deref().and_then(parse_attempt_name);
+    let job = attempt.map(|(job, _)| tracing::field::display(job));
+    tracing::warn!(container = id, job.id = job, "cleaned up an orphan");
+    Some((attempt?, outcome?))
 }
 
 /// Takes as many descriptors as this process may have: each connection and each live container

@@ -131,15 +131,11 @@ impl Inner {
         self.free(id);
     }
 
-    /// Whether the job waits again. It does not if its end was asked for.
+    /// Whether the job waits again. It does not if its end was asked for. A store that fails is
+    /// asked as long as for a verdict: ours would otherwise be the fault that a client sees.
     async fn retry(&self, id: JobId, attempt: u32, log: &KeptLog) -> bool {
-        match self.store.retry(id, attempt, log.clone()).await {
-            Ok(effect) => effect == Effect::Done,
-            Err(error) => {
-                tracing::error!(job.id = %id, %error, "could not queue a job once more");
-                false
-            }
-        }
+        let retry = || self.store.retry(id, attempt, log.clone());
+        self.insist(id, &CancellationToken::new(), retry).await == Some(Effect::Done)
     }
 
     /// Stores the end, however long that takes, since the verdict exists only here until then;

@@ -183,30 +183,19 @@ impl Dispatch {
     /// # Errors
     /// As [`DeleteError`]; then the job is still there.
     pub async fn delete(&self, id: JobId) -> Result<Deleted, DeleteError> {
-        match self.0.store.job(id).await? {
-            None => return Ok(Deleted::NotFound),
-            Some(job) if job.state != State::Finished => return Ok(Deleted::Unfinished),
-            Some(_) => {}
-        }
-        // The files first: after a crash in between the job can be deleted once more, while files
-        // without a job would never be found.
-        self.0.runner.files.remove(id).map_err(DeleteError::Files)?;
-        Ok(match self.0.store.delete(id).await? {
-            Effect::Done => Deleted::Done,
-            Effect::Finished(_) | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => {
-                Deleted::NotFound
-            }
-        })
+        let inner = Arc::clone(&self.0);
+        let task = self.0.tracker.spawn(async move { inner.delete(id).await });
+        task.await.map_err(|_panicked| StoreError::Closed)?
     }
 
-    /// Takes up what a predecessor left unfinished, with the outcomes of jobs that ended after it
-    /// did. Called once, before anything is served.
+    /// Takes up what a predecessor left unfinished, with the outcomes of attempts that ended after
+    /// it did. Called once, before anything is served.
     ///
     /// # Errors
     /// If the store or the spools cannot be read.
     pub async fn recover(
         &self,
-        outcomes: HashMap<JobId, Outcome>,
+        outcomes: HashMap<(JobId, u32), Outcome>,
     ) -> Result<(), recover::RecoverError> {
         self.0.recover(outcomes).await?;
         self.0.pump();
@@ -261,7 +250,7 @@ impl Inner {
 
     /// Starts a job while its insert is on the way to the disk: the longest wait of a small job is
     /// for that. If the insert fails, nothing of the job is left and nobody was told of it; after a
-    /// crash in between, its container is an orphan that ran nothing.
+    /// crash in between, its container is an orphan like others, and its end is no job's.
     async fn start_with_insert(
         self: &Arc<Self>,
         new: NewJob,
@@ -269,14 +258,16 @@ impl Inner {
         image: Arc<Hold>,
     ) -> Result<Submitted, SubmitError> {
         let id = new.id;
+        // Before the store can have it: who finds it there must not miss what follows.
+        let job = self.live.enter(id, (State::Running, 1), Some(image));
         let begun = match self.store.begin_insert(new).await {
             Ok(begun) => begun,
             Err(error) => {
+                self.live.discard(id);
                 self.scheduler().release(id);
                 return Err(error.into());
             }
         };
-        let job = self.live.enter(id, (State::Running, 1), Some(image));
         let (stored, acceptance) = oneshot::channel();
         self.start(claimed, job.clone(), Acceptance::Pending(acceptance));
         let submitted = as_submitted(id, begun.done().await);
@@ -333,6 +324,23 @@ impl Inner {
             job.cancel.cancel();
         }
         Ok(effect)
+    }
+
+    async fn delete(&self, id: JobId) -> Result<Deleted, DeleteError> {
+        match self.store.job(id).await? {
+            None => return Ok(Deleted::NotFound),
+            Some(job) if job.state != State::Finished => return Ok(Deleted::Unfinished),
+            Some(_) => {}
+        }
+        // The files first: after a crash in between the job can be deleted once more, while files
+        // without a job would never be found.
+        self.runner.files.remove(id).map_err(DeleteError::Files)?;
+        Ok(match self.store.delete(id).await? {
+            Effect::Done => Deleted::Done,
+            Effect::Finished(_) | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => {
+                Deleted::NotFound
+            }
+        })
     }
 
     /// Starts every waiting job that there is room for.

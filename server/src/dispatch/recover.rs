@@ -34,7 +34,7 @@ const DETAIL: &str = "the server ended while the job ran";
 impl Inner {
     pub(super) async fn recover(
         self: &Arc<Self>,
-        mut outcomes: HashMap<JobId, Outcome>,
+        mut outcomes: HashMap<(JobId, u32), Outcome>,
     ) -> Result<(), RecoverError> {
         let unfinished = self.store.unfinished().await?;
         let known: HashSet<_> = unfinished.iter().map(|job| job.id).collect();
@@ -42,7 +42,7 @@ impl Inner {
             let is_queued = match job.state {
                 State::Queued => true,
                 State::Running => {
-                    let outcome = outcomes.remove(&job.id);
+                    let outcome = outcomes.remove(&(job.id, job.attempt));
                     self.take_up_running(&job, outcome).await?
                 }
                 State::Finished => false,

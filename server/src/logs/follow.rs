@@ -182,7 +182,9 @@ impl Follower {
                 continue;
             }
             if let Entry::Output(stream, bytes) = &record.entry {
-                if self.wanted.stream.is_some_and(|wanted| wanted != (*stream).into()) {
+                let is_unwanted = self.wanted.stream.is_some_and(|only| only != (*stream).into());
+                // Output of no bytes only tells the shown start of the stream that it was cut.
+                if is_unwanted || bytes.is_empty() {
                     continue;
                 }
                 if self.wanted.format == Format::Text {

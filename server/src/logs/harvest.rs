@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _};
+use std::path::Path;
 
 use lazaret_sandbox::outcome::{Outcome, StepOutcome};
 use lazaret_sandbox::spool::{Entry, SpoolReader, Stream};
 
-use super::{LogFiles, open_if_there};
+use super::{LogFiles, open_if_there, remove_if_there};
 use crate::job::{JobEnd, JobId, OutputHead, StepEnd, seq};
 use crate::store::KeptLog;
 
@@ -65,8 +66,12 @@ impl Harvest {
     #[must_use]
     pub fn steps(&mut self, outcomes: Vec<StepOutcome>) -> Vec<StepEnd> {
         let mut heads = std::mem::take(&mut self.heads).into_iter();
-        let step = |outcome| {
-            let [stdout, stderr] = heads.next().unwrap_or_default();
+        let is_lost = matches!(self.log, KeptLog::Spool);
+        let step = |outcome: StepOutcome| {
+            let [mut stdout, mut stderr] = heads.next().unwrap_or_default();
+            if is_lost && outcome.usage.output_bytes > 0 {
+                (stdout.is_truncated, stderr.is_truncated) = (true, true);
+            }
             StepEnd { outcome, stdout: stdout.into_output(), stderr: stderr.into_output() }
         };
         outcomes.into_iter().map(step).collect()
@@ -96,7 +101,8 @@ impl Head {
     fn add(&mut self, bytes: &[u8]) {
         let room = HEAD_BYTES - self.bytes.len();
         self.bytes.extend_from_slice(&bytes[..room.min(bytes.len())]);
-        self.is_truncated |= bytes.len() > room;
+        // A record without bytes tells that some were thrown away.
+        self.is_truncated |= bytes.is_empty() || bytes.len() > room;
     }
 
     fn into_output(self) -> OutputHead {
@@ -163,14 +169,21 @@ fn read(spool: &File) -> io::Result<Harvest> {
 }
 
 /// Compresses the spool to a file that is whole and synced before it has its name.
-fn keep_file(files: &LogFiles, id: JobId, attempt: u32, mut spool: File) -> io::Result<()> {
+fn keep_file(files: &LogFiles, id: JobId, attempt: u32, spool: File) -> io::Result<()> {
     let path = files.kept_path(id, attempt);
     let unfinished = path.with_extension("tmp");
-    let mut encoder = zstd::Encoder::new(File::create(&unfinished)?, 0)?;
-    io::copy(&mut spool, &mut encoder)?;
-    encoder.finish()?.sync_all()?;
+    if let Err(error) = compress(spool, &unfinished) {
+        // The disk may be full: half a log is of no use, and nobody would ever find it.
+        return remove_if_there(&unfinished).and(Err(error));
+    }
     std::fs::rename(&unfinished, &path)?;
     File::open(&files.kept)?.sync_all()
+}
+
+fn compress(mut spool: File, path: &Path) -> io::Result<()> {
+    let mut encoder = zstd::Encoder::new(File::create(path)?, 0)?;
+    io::copy(&mut spool, &mut encoder)?;
+    encoder.finish()?.sync_all()
 }
 
 #[cfg(test)]
@@ -195,6 +208,15 @@ mod tests {
         let output = head.into_output();
         assert!(output.is_truncated);
         assert_eq!(output.text.len(), HEAD_BYTES);
+    }
+
+    #[test]
+    fn a_head_says_when_the_shim_threw_something_away() {
+        let mut head = Head::default();
+        head.add(b"kept");
+        head.add(b"");
+        let output = head.into_output();
+        assert_eq!((output.text.as_str(), output.is_truncated), ("kept", true));
     }
 
     #[test]

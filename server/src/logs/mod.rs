@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use lazaret_sandbox::spool::SpoolReader;
 
-use crate::job::{JobId, MAX_ATTEMPTS};
+use crate::job::{JobId, MAX_ATTEMPTS, attempt_name, parse_attempt_name};
 use crate::store::{Store, StoreError};
 
 /// The records of one attempt, wherever they are kept.
@@ -126,7 +126,7 @@ impl LogFiles {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.spool)? {
             let name = entry?.file_name();
-            found.extend(name.to_str().and_then(parse_name));
+            found.extend(name.to_str().and_then(parse_attempt_name));
         }
         Ok(found)
     }
@@ -138,17 +138,12 @@ impl LogFiles {
     }
 
     fn spool_path(&self, id: JobId, attempt: u32) -> PathBuf {
-        self.spool.join(format!("{id}.{attempt}"))
+        self.spool.join(attempt_name(id, attempt))
     }
 
     fn kept_path(&self, id: JobId, attempt: u32) -> PathBuf {
-        self.kept.join(format!("{id}.{attempt}.zst"))
+        self.kept.join(attempt_name(id, attempt) + ".zst")
     }
-}
-
-fn parse_name(name: &str) -> Option<(JobId, u32)> {
-    let (id, attempt) = name.split_once('.')?;
-    Some((id.parse().ok()?, attempt.parse().ok()?))
 }
 
 fn open_if_there(path: &Path) -> io::Result<Option<File>> {

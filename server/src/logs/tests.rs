@@ -236,3 +236,14 @@ async fn a_stop_ends_every_follower() {
     let told = tokio::time::timeout(Duration::from_secs(10), told.rest()).await;
     assert!(told.is_ok(), "ended");
 }
+
+#[tokio::test]
+async fn that_output_was_cut_is_no_event_of_its_own() {
+    let mut stage = Stage::open().await;
+    stage.write(1, b"kept\n");
+    stage.write(1, b"");
+    stage.finish(1).await;
+    let text = stage.told(stage.wanted(Format::EventStream)).await;
+    assert_eq!(ids(&text), [seq(1, 1), seq(1, 3)]);
+    assert_eq!(text.matches("event: output").count(), 1, "{text}");
+}

@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 
 /// A port that the kernel chooses.
 pub(crate) const FREE_PORT: &str = "127.0.0.1:0";
@@ -66,6 +68,17 @@ pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
         assert!(start.elapsed() < PATIENCE, "not in time: {what}");
         std::thread::yield_now();
     }
+}
+
+/// Changes the database behind the server's back.
+pub(crate) fn execute(data: &Path, sql: &'static str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let changed = runtime.expect("a runtime").block_on(async {
+        let database = SqliteConnectOptions::new().filename(data.join("lazaret.db"));
+        let mut connection = database.connect().await?;
+        sqlx::query(sql).execute(&mut connection).await
+    });
+    changed.expect("changed");
 }
 
 /// The children of a process that has one thread for making them.

@@ -18,7 +18,7 @@ use super::Finding;
 
 /// Longer than any of the containers here lives.
 const TIMEOUT_MS: u32 = 10_000;
-/// Filters that a step runs under: what is allowed, what is refused, which sockets.
+/// Filters that a step runs under: the one that it inherits, and its own.
 const FILTERS: u32 = 2;
 /// What `/proc/self/status` of a step has to say.
 const CONFINED: [(&str, &str); 4] = [

@@ -24,8 +24,33 @@ pub(super) struct Output {
 /// Both streams, whole: a run has no log to read the rest in.
 #[derive(Default)]
 struct Kept {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+    stdout: KeptStream,
+    stderr: KeptStream,
+}
+
+#[derive(Default)]
+struct KeptStream {
+    bytes: Vec<u8>,
+    is_cut: bool,
+}
+
+impl Kept {
+    fn add(&mut self, stream: Stream, bytes: &[u8]) {
+        let kept = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        kept.bytes.extend_from_slice(bytes);
+        // A record without bytes tells that some were thrown away.
+        kept.is_cut |= bytes.is_empty();
+    }
+}
+
+impl From<KeptStream> for OutputHead {
+    fn from(kept: KeptStream) -> Self {
+        let KeptStream { bytes, is_cut } = kept;
+        Self { text: String::from_utf8_lossy(&bytes).into_owned(), is_truncated: is_cut }
+    }
 }
 
 impl Output {
@@ -48,8 +73,10 @@ impl Output {
         while let Some(record) = self.spool.next_record()? {
             let Entry::Output(stream, bytes) = record.entry else { continue };
             let written = match (&mut self.kept, stream) {
-                (Some(kept), Stream::Stdout) => kept.stdout.write_all(&bytes),
-                (Some(kept), Stream::Stderr) => kept.stderr.write_all(&bytes),
+                (Some(kept), stream) => {
+                    kept.add(stream, &bytes);
+                    Ok(())
+                }
                 (None, Stream::Stdout) => write_now(&mut io::stdout().lock(), &bytes),
                 (None, Stream::Stderr) => write_now(&mut io::stderr().lock(), &bytes),
             };
@@ -75,18 +102,11 @@ impl Output {
             usage: Usage::default(),
             detail: None,
         });
-        let kept_bytes = (kept.stdout.len() + kept.stderr.len()) as u64;
-        let is_cut = step.usage.output_bytes > kept_bytes;
-        let head = |bytes: Vec<u8>| OutputHead {
-            // Which of the two had more is not known where both were written.
-            is_truncated: is_cut && !bytes.is_empty(),
-            text: String::from_utf8_lossy(&bytes).into_owned(),
-        };
         let detail = outcome.detail.clone().or(step.detail);
         let end = StepEnd {
             outcome: StepOutcome { verdict: outcome.verdict, detail, ..step },
-            stdout: head(kept.stdout),
-            stderr: head(kept.stderr),
+            stdout: kept.stdout.into(),
+            stderr: kept.stderr.into(),
         };
         Some(StepView::new(end.outcome.name.clone(), limits, Some(end)))
     }
