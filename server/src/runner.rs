@@ -6,12 +6,13 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lazaret_sandbox::image::{Hold, ImageStore};
+use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use lazaret_sandbox::{Container, Event};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::holds;
 use crate::job::{self, Inputs, JobEnd, JobId, JobSpec};
 use crate::live::LiveJob;
 use crate::logs::LogFiles;
@@ -64,20 +65,19 @@ pub struct Ended {
     pub container: Option<Running>,
 }
 
-/// A container that runs, with the layers it stands on.
+/// A container that runs. Its job holds the layers it stands on.
 #[derive(Debug)]
 pub struct Running {
     container: Container,
     /// A second descriptor of the container's socket, by which tokio tells when to look: what is
     /// read is read by the container.
     wake: UnixStream,
-    _hold: Hold,
 }
 
 impl Running {
-    fn new(mut container: Container, hold: Hold) -> io::Result<Self> {
+    fn new(mut container: Container) -> io::Result<Self> {
         match wake(&container) {
-            Ok(wake) => Ok(Self { container, wake, _hold: hold }),
+            Ok(wake) => Ok(Self { container, wake }),
             Err(error) => {
                 kill(&mut container, KILL_GRACE);
                 Err(error)
@@ -197,28 +197,25 @@ pub async fn run(runner: &Runner, claimed: Claimed, job: &LiveJob) -> Ended {
 /// files are handed over, the runtime moves what else this thread had to do.
 fn start(runner: &Runner, claimed: Claimed) -> Result<Running, Fault> {
     let is_quick = claimed.inputs.total_bytes() <= MAX_INLINE_BYTES && !runner.pool.is_empty();
-    let (container, hold) = if is_quick {
+    let container = if is_quick {
         start_blocking(runner, claimed)?
     } else {
         tokio::task::block_in_place(|| start_blocking(runner, claimed))?
     };
-    Ok(Running::new(container, hold)?)
+    Ok(Running::new(container)?)
 }
 
-fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<(Container, Hold), Fault> {
+fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<Container, Fault> {
     let Claimed { id, attempt, spec, inputs } = claimed;
     let spool: File = runner.files.create_spool(id, attempt).map_err(Fault::Spool)?;
-    let image = match runner.images.get(&spec.image.name)? {
-        Some(image) if image.digest.to_string() == spec.image.digest => image,
-        Some(_) | None => return Err(Fault::ImageGone(spec.image.name.clone())),
-    };
-    let hold = runner.images.hold(&image)?;
+    let image = holds::find(&runner.images, &spec.image)?;
+    let image = image.ok_or_else(|| Fault::ImageGone(spec.image.name.clone()))?;
     let mut container = runner.pool.take()?;
     let inputs = Arc::unwrap_or_clone(inputs);
     let asked =
         spec.container(job::attempt_name(id, attempt), runner.images.rootfs(&image), inputs);
     container.start(asked, spool.as_fd())?;
-    Ok((container, hold))
+    Ok(container)
 }
 
 /// Passes on what the container tells until it tells its outcome, and the wish for its end.

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
 use flate2::bufread::MultiGzDecoder;
@@ -15,23 +16,42 @@ use super::Digest;
 /// The largest window a zstd stream may ask us to hold: 2 to the power of this, 32 MiB.
 const MAX_ZSTD_WINDOW_LOG: u32 = 25;
 const READ_BYTES: usize = 64 << 10;
+/// How streams start that are compressed (RFC 1952 and RFC 8878).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Bytes of a header, and where in it its checksum is.
 const BLOCK_BYTES: usize = 512;
 const CHECKSUM_PLACE: Range<usize> = 148..156;
 
-/// The uncompressed archive in `file`, whatever it is compressed with.
-pub(super) fn open(file: File) -> io::Result<Box<dyn Read>> {
-    let mut file = BufReader::with_capacity(READ_BYTES, file);
-    let magic = file.fill_buf()?;
-    if magic.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(MultiGzDecoder::new(file)));
+/// The uncompressed archive in `stream`, whatever it is compressed with.
+pub(super) fn open(stream: impl Read + 'static) -> io::Result<Box<dyn Read>> {
+    let mut stream = BufReader::with_capacity(READ_BYTES, stream);
+    let magic = stream.fill_buf()?;
+    if magic.starts_with(&GZIP) {
+        return Ok(Box::new(MultiGzDecoder::new(stream)));
     }
-    if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::Decoder::with_buffer(file)?;
+    if magic.starts_with(&ZSTD) {
+        let mut decoder = zstd::Decoder::with_buffer(stream)?;
         decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
         return Ok(Box::new(decoder));
     }
-    Ok(Box::new(file))
+    Ok(Box::new(stream))
+}
+
+/// Whether what is in `file` has to be decompressed.
+pub(super) fn is_compressed(file: &File) -> io::Result<bool> {
+    let mut magic = [0; 4];
+    let bytes = file.read_at(&mut magic, 0)?;
+    Ok(magic[..bytes].starts_with(&GZIP) || magic[..bytes].starts_with(&ZSTD))
+}
+
+/// The name of the first entry of an uncompressed archive; none if it is no archive. That of an
+/// archive of nothing is empty.
+pub(super) fn first_name(mut source: impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut block = Vec::new();
+    source.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
+    let is_archive = starts_archive(&block);
+    Ok(is_archive.then(|| Header::from_byte_slice(&block).path_bytes().into_owned()))
 }
 
 /// The stream `source`, if it starts as an archive does.

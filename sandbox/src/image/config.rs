@@ -25,6 +25,14 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
+impl ImageConfig {
+    /// What its maker meant to be run: the entry point with its arguments. Empty if nothing was.
+    #[must_use]
+    pub fn own_command(&self) -> Vec<String> {
+        [self.entrypoint.as_slice(), &self.command].concat()
+    }
+}
+
 impl Default for ImageConfig {
     /// That of a plain root file system: nothing but a `PATH`.
     fn default() -> Self {

@@ -77,7 +77,7 @@ impl Drop for Unfinished {
 }
 
 /// Locks what nobody, of this or another process, has locked.
-pub(super) fn lock_free(path: &Path) -> Result<Option<OwnedFd>> {
+fn lock_free(path: &Path) -> Result<Option<OwnedFd>> {
     let doing = || format!("could not lock `{}`", path.display());
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = openat(CWD, path, flags, Mode::empty()).doing(doing)?;
@@ -88,8 +88,21 @@ pub(super) fn lock_free(path: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// Removes every directory of `layers` that is not kept, unless someone has locked it. The store's
+/// lock is held.
+pub(super) fn clean(layers: &Path, is_kept: impl Fn(&[u8]) -> bool) -> Result<()> {
+    let doing = || format!("could not clean `{}`", layers.display());
+    for entry in fs::read_dir(layers).doing(doing)? {
+        let name = entry.doing(doing)?.file_name();
+        if !is_kept(name.as_bytes()) {
+            remove_if_free(layers, &name)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a layer, or what a killed process left, unless someone has locked it.
-pub(super) fn remove_if_free(layers: &Path, name: &OsStr) -> Result<()> {
+fn remove_if_free(layers: &Path, name: &OsStr) -> Result<()> {
     let Some(_lock) = lock_free(&layers.join(name))? else { return Ok(()) };
     let doing = || format!("could not remove `{}`", layers.join(name).display());
     // Renamed under the lock: whoever waits to hold it sees that it has gone.

@@ -4,6 +4,7 @@
 //! $data/images/
 //!   lock                one writer of the index at a time (flock)
 //!   index.json          every image: name, digest, layers, config; replaced by rename
+//!   uses/<short>        of an image: locked, shared, by each who needs it
 //!   layers/<short>/     one unpacked layer, read-only, shared by all images that have it
 //!   layers/new-<n>-<n>/ a layer being unpacked, locked by who unpacks it; renamed when whole
 //! ```
@@ -12,15 +13,21 @@
 //! that the image gave them, and outside a container these are ids of this host.
 
 mod archive;
+mod bundle;
 mod config;
 mod host;
+mod import;
+mod index;
 mod layer;
 mod layers;
+mod new_image;
+pub mod oci;
 mod reference;
 mod store;
 mod tree;
 mod unpack;
 mod users;
+mod uses;
 mod walk;
 
 use std::fmt;
@@ -33,9 +40,12 @@ use sha2::{Digest as _, Sha256};
 
 pub use config::ImageConfig;
 pub use host::HOST_IMAGE;
+pub use import::ImportOptions;
 pub use layer::Bounds;
+pub use new_image::NewImage;
 pub use reference::{ImageName, MAX_NAME_LENGTH};
-pub use store::{Hold, ImageStore};
+pub use store::{ImageStore, Pruned};
+pub use uses::Hold;
 
 /// The result of everything about images that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -49,7 +59,7 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
-    /// A container still runs on a layer that would go.
+    /// A job needs it still.
     #[error("image `{name}` is in use")]
     InUse {
         /// The image's name.
@@ -74,6 +84,12 @@ pub enum Error {
     /// A file that is something else altogether.
     #[error("neither a tar archive, as it is or compressed with gzip or zstd, nor a directory")]
     NoArchive,
+    /// What should describe an image does not, or describes one that cannot be used here.
+    #[error("it is no image that can be used: {what}")]
+    NoImage {
+        /// What is wrong with it.
+        what: String,
+    },
     /// The archive or directory holds something that an image must not have.
     #[error("entry `{entry}` {what}")]
     BadArchive {
@@ -81,6 +97,23 @@ pub enum Error {
         entry: String,
         /// What is wrong with it.
         what: String,
+    },
+    /// A layer of an image that has several.
+    #[error("layer `{layer}`: {error}")]
+    InLayer {
+        /// Its digest, unpacked.
+        layer: Digest,
+        /// What is wrong with it.
+        #[source]
+        error: Box<Error>,
+    },
+    /// A stream is not what its digest says.
+    #[error("its digest is `{found}`, not `{expected}`")]
+    WrongDigest {
+        /// What was asked for.
+        expected: Digest,
+        /// What came.
+        found: Digest,
     },
     /// Unpacked, the layer would be beyond a bound.
     #[error("the layer is too large: more than {limit}")]
@@ -116,8 +149,12 @@ impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
 pub struct Image {
     /// What jobs call it.
     pub name: ImageName,
-    /// Identifies layers and config together: two images with one digest run alike.
+    /// Identifies layers and config together: two images with one digest run alike. That of an
+    /// image from a registry is its manifest's.
     pub digest: Digest,
+    /// Other digests that it can be asked for by: that of an index with images for many platforms.
+    #[serde(default)]
+    pub aliases: Vec<Digest>,
     /// Bytes of all files of all layers.
     pub size_bytes: u64,
     /// The layers, the topmost first.
@@ -130,8 +167,14 @@ pub struct Image {
     pub created_at: Option<Timestamp>,
 }
 
+impl Image {
+    fn has_alias(&self, digest: &Digest) -> bool {
+        self.aliases.contains(digest)
+    }
+}
+
 /// One layer of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// Of the uncompressed archive, or of the canonical walk of a directory.
     pub digest: Digest,

@@ -23,6 +23,12 @@ impl ImageName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name without its tag.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        split_tag(&self.0).0
+    }
 }
 
 impl FromStr for ImageName {

@@ -3,55 +3,47 @@
 //! A layer is unpacked into a directory of a temporary name, written to disk, and renamed; then
 //! the index is replaced. Whatever is killed at whatever point, the index names whole layers only.
 
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 
 use super::host::{self, HOST_IMAGE, Skeleton};
+use super::index::Index;
 use super::layer::{Bounds, LayerWriter};
-use super::layers::{self, Unfinished, lock_free, sync_directory};
+use super::layers::{self, Unfinished};
+use super::new_image::NewImage;
 use super::unpack;
-use super::{
-    Digest, Doing as _, Error, Image, ImageConfig, ImageName, Layer, Result, archive, tree, users,
-    walk,
-};
+use super::uses::{Hold, Uses};
+use super::{Digest, Doing as _, Error, Image, ImageName, Layer, Result, archive, tree, users};
 use crate::spec::{Rootfs, User};
 
-const INDEX: &str = "index.json";
-const NEW_INDEX: &str = "index.json.new";
 const LOCK: &str = "lock";
 const LAYERS: &str = "layers";
-/// The version of the index's form.
-const INDEX_VERSION: u32 = 1;
 
 /// The images below one directory.
 #[derive(Debug)]
 pub struct ImageStore {
     directory: PathBuf,
+    uses: Uses,
     host: Image,
     skeleton: Skeleton,
     /// Another version of this program has another skeleton, and would clean ours away.
     _host_layer: Hold,
 }
 
-/// Keeps the layers of an image from being removed, by any process, until it is dropped.
-#[derive(Debug)]
-pub struct Hold {
-    /// Each locked with a shared lock.
-    _layers: Vec<OwnedFd>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Index {
-    version: u32,
-    images: Vec<Image>,
+/// What was removed because nobody needs it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Images that had lost their name.
+    pub images: usize,
+    /// Layers that no image was made of.
+    pub layers: usize,
+    /// Bytes of the files of those layers.
+    pub bytes: u64,
 }
 
 impl ImageStore {
@@ -70,9 +62,10 @@ impl ImageStore {
         let skeleton = Skeleton::of_host(Path::new("/"))?;
         let name: ImageName = HOST_IMAGE.parse()?;
         let layer = Layer { digest: skeleton.digest()?, size_bytes: 0 };
-        let host = image_of(name, layer, host::config(), None)?;
-        let (directory, _host_layer) = (directory.to_owned(), Hold { _layers: Vec::new() });
-        let mut store = Self { directory, host, skeleton, _host_layer };
+        let host = NewImage::of_layer(name, layer, host::config()).into_image(None)?;
+        let uses = Uses::open(directory)?;
+        let _host_layer = Hold::new(None, Vec::new());
+        let mut store = Self { directory: directory.to_owned(), uses, host, skeleton, _host_layer };
         store.read_index()?;
         store.make_host_layer()?;
         store._host_layer = store.hold(&store.host)?;
@@ -90,7 +83,8 @@ impl ImageStore {
         Ok(images)
     }
 
-    /// The image called `name`, if there is one.
+    /// The image that `name` means, if there is one: one of this name, or of this name and the tag
+    /// `latest`, or, where it ends in `@` and a digest, the one with that digest.
     ///
     /// # Errors
     /// If the index cannot be read.
@@ -98,87 +92,130 @@ impl ImageStore {
         if name == HOST_IMAGE {
             return Ok(Some(self.host.clone()));
         }
-        let images = self.read_index()?.images;
-        Ok(images.into_iter().find(|image| image.name.as_str() == name))
+        Ok(self.read_index()?.named(name).cloned())
     }
 
-    /// Makes an image of one layer from `source`: a directory, or a tar archive that may be
-    /// compressed with gzip or zstd. An image that had the name before loses it.
+    /// The image with this digest, even if it has lost its name to another while it was needed.
     ///
     /// # Errors
-    /// [`Error::BadName`] for the built-in image's name; [`Error::BadArchive`] and
-    /// [`Error::TooLarge`] for what is in `source`.
-    pub fn import(&self, source: &Path, name: &str, now: Timestamp) -> Result<Image> {
-        self.import_within(source, name, now, Bounds::default())
+    /// If the index cannot be read.
+    pub fn find(&self, digest: &Digest) -> Result<Option<Image>> {
+        if *digest == self.host.digest {
+            return Ok(Some(self.host.clone()));
+        }
+        Ok(self.read_index()?.image(digest).cloned())
     }
 
-    /// As [`ImageStore::import`], with bounds of one's own.
+    /// The layer with this digest, if it was unpacked before.
     ///
     /// # Errors
-    /// As [`ImageStore::import`].
-    pub fn import_within(
+    /// If the index cannot be read.
+    pub fn layer(&self, digest: &Digest) -> Result<Option<Layer>> {
+        let layer = self.read_index()?.layer(digest).copied();
+        Ok(layer.filter(|layer| self.layers().join(layer.digest.directory()).is_dir()))
+    }
+
+    /// Unpacks a layer from `stream`, an archive that may be compressed with gzip or zstd. It is
+    /// there until [`ImageStore::prune`], or longer if an image is made of it before.
+    ///
+    /// # Errors
+    /// [`Error::NoArchive`], [`Error::BadArchive`] and [`Error::TooLarge`] for what is in the
+    /// stream; [`Error::WrongDigest`] if its digest, uncompressed, is not the one expected.
+    pub fn unpack(
         &self,
-        source: &Path,
-        name: &str,
-        now: Timestamp,
+        stream: impl Read + 'static,
+        expected: Option<Digest>,
         bounds: Bounds,
-    ) -> Result<Image> {
-        let name = own_name(name)?;
-        let file = File::open(source).doing(|| format!("could not open `{}`", source.display()))?;
-        let metadata =
-            file.metadata().doing(|| format!("could not read `{}`", source.display()))?;
-        let unfinished = self.new_layer()?;
-        let mut layer = LayerWriter::new(unfinished.open()?, bounds);
-        let digest = if metadata.is_dir() {
-            walk::copy(file.as_fd(), &mut layer)?
-        } else {
-            let stream =
-                archive::open(file).doing(|| format!("could not read `{}`", source.display()))?;
-            unpack::unpack(stream, &mut layer, bounds)?
-        };
-        let layer = Layer { digest, size_bytes: layer.finish()? };
-        let image = image_of(name, layer, ImageConfig::default(), Some(now))?;
+    ) -> Result<Layer> {
+        self.make_layer(bounds, |layer| {
+            let archive = archive::open(stream).doing(|| "could not read the archive".into())?;
+            let found = unpack::unpack(archive, layer, bounds)?;
+            match expected {
+                Some(expected) if expected != found => Err(Error::WrongDigest { expected, found }),
+                Some(_) | None => Ok(found),
+            }
+        })
+    }
+
+    /// Takes in an image that is made of layers of this store. One that had its name before loses
+    /// it, and goes as soon as nobody needs it.
+    ///
+    /// # Errors
+    /// [`Error::BadName`] for the built-in image's name; [`Error::NotFound`] if a layer has been
+    /// removed meanwhile.
+    pub fn add(&self, new: NewImage, now: Timestamp) -> Result<Image> {
+        if new.name.as_str() == HOST_IMAGE {
+            return Err(reserved(HOST_IMAGE));
+        }
+        let image = new.into_image(Some(now))?;
         let _lock = self.lock()?;
-        unfinished.publish(&digest)?;
+        for path in self.rootfs(&image).layers {
+            if !path.is_dir() {
+                return Err(Error::NotFound { name: image.name.to_string() });
+            }
+        }
         let mut index = self.read_index()?;
-        index.images.retain(|other| other.name != image.name);
-        index.images.push(image.clone());
-        self.write_index(&index)?;
-        self.collect(&index)?;
+        let replaced = index.insert(image.clone());
+        index.replaced.extend(replaced);
+        self.collect(&mut index, Scope::Replaced)?;
         Ok(image)
     }
 
     /// Removes the image called `name`, and the layers that no image needs any more.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::InUse`] while someone holds a layer that would go;
-    /// [`Error::BadName`] for the built-in image.
+    /// [`Error::NotFound`]; [`Error::InUse`] while someone holds it; [`Error::BadName`] for the
+    /// built-in image.
     pub fn remove(&self, name: &str) -> Result<()> {
         let name = own_name(name)?;
         let _lock = self.lock()?;
         let mut index = self.read_index()?;
-        let Some(at) = index.images.iter().position(|image| image.name == name) else {
+        let Some(removed) = index.remove(&name) else {
             return Err(Error::NotFound { name: name.to_string() });
         };
-        let removed = index.images.remove(at);
-        for layer in removed.layers.iter().filter(|layer| !self.needs(&index, &layer.digest)) {
-            let path = self.layers().join(layer.digest.directory());
-            if path.exists() && lock_free(&path)?.is_none() {
+        // Under another name it stays as it is.
+        if index.image(&removed.digest).is_none() {
+            if !self.uses.is_free(&removed.digest)? {
                 return Err(Error::InUse { name: name.to_string() });
             }
+            index.replaced.push(removed);
         }
-        self.write_index(&index)?;
-        self.collect(&index)
+        self.collect(&mut index, Scope::Replaced)
     }
 
-    /// Keeps the layers of `image` until the answer is dropped.
+    /// Removes every image that has lost its name and every layer that no image is made of, unless
+    /// someone needs them.
+    ///
+    /// # Errors
+    /// If the store cannot be read or written.
+    pub fn prune(&self) -> Result<Pruned> {
+        let _lock = self.lock()?;
+        let mut index = self.read_index()?;
+        let (images, before) = (index.replaced.len(), index.layers.clone());
+        self.collect(&mut index, Scope::All)?;
+        let gone = |layer: &&Layer| index.layer(&layer.digest).is_none();
+        let removed: Vec<&Layer> = before.iter().filter(gone).collect();
+        Ok(Pruned {
+            images: images - index.replaced.len(),
+            layers: removed.len(),
+            bytes: removed.iter().map(|layer| layer.size_bytes).sum(),
+        })
+    }
+
+    /// Keeps `image` and its layers until the answer is dropped.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the image has been removed meanwhile.
     pub fn hold(&self, image: &Image) -> Result<Hold> {
+        let missing = || Error::NotFound { name: image.name.to_string() };
+        let mut used = None;
+        if image.digest != self.host.digest {
+            used = Some(self.uses.hold(&image.digest)?);
+            // It may have gone before it was held.
+            self.find(&image.digest)?.ok_or_else(missing)?;
+        }
         let mut held = Vec::new();
         for path in self.rootfs(image).layers {
-            let missing = || Error::NotFound { name: image.name.to_string() };
             let layer = tree::open_directory(&path).map_err(|_gone| missing())?;
             flock(&layer, FlockOperation::LockShared)
                 .doing(|| format!("could not hold `{}`", path.display()))?;
@@ -188,7 +225,7 @@ impl ImageStore {
             }
             held.push(layer);
         }
-        Ok(Hold { _layers: held })
+        Ok(Hold::new(used, held))
     }
 
     /// The directories that `image` is made of.
@@ -211,7 +248,7 @@ impl ImageStore {
         users::resolve(&self.rootfs(image).layers, text)
     }
 
-    fn layers(&self) -> PathBuf {
+    pub(super) fn layers(&self) -> PathBuf {
         self.directory.join(LAYERS)
     }
 
@@ -223,6 +260,26 @@ impl ImageStore {
             File::options().create(true).truncate(false).write(true).open(&path).doing(doing)?;
         flock(&file, FlockOperation::LockExclusive).doing(doing)?;
         Ok(file)
+    }
+
+    /// Makes a layer that `write` fills and whose digest it answers with.
+    pub(super) fn make_layer(
+        &self,
+        bounds: Bounds,
+        write: impl FnOnce(&mut LayerWriter) -> Result<Digest>,
+    ) -> Result<Layer> {
+        let unfinished = self.new_layer()?;
+        let mut layer = LayerWriter::new(unfinished.open()?, bounds);
+        let digest = write(&mut layer)?;
+        let layer = Layer { digest, size_bytes: layer.finish()? };
+        let _lock = self.lock()?;
+        unfinished.publish(&digest)?;
+        let mut index = self.read_index()?;
+        if !index.layers.contains(&layer) {
+            index.layers.push(layer);
+            index.write(&self.directory)?;
+        }
+        Ok(layer)
     }
 
     fn new_layer(&self) -> Result<Unfinished> {
@@ -244,89 +301,57 @@ impl ImageStore {
     }
 
     fn read_index(&self) -> Result<Index> {
-        let path = self.directory.join(INDEX);
-        let doing = || format!("could not read `{}`", path.display());
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Index { version: INDEX_VERSION, images: Vec::new() });
+        Index::read(&self.directory)
+    }
+
+    /// Forgets images that have lost their name and that nobody needs, and layers that no image is
+    /// made of any more; writes the index; then removes what it does not name. The lock is held.
+    fn collect(&self, index: &mut Index, scope: Scope) -> Result<()> {
+        let mut forgotten = Vec::new();
+        for image in std::mem::take(&mut index.replaced) {
+            if self.uses.is_free(&image.digest)? {
+                forgotten.push(image);
+            } else {
+                index.replaced.push(image);
             }
-            Err(error) => return Err(error).doing(doing),
+        }
+        let goes = |layer: &Digest| match scope {
+            Scope::All => true,
+            Scope::Replaced => {
+                forgotten.iter().flat_map(|image| &image.layers).any(|one| one.digest == *layer)
+            }
         };
-        let index: Index = serde_json::from_slice(&text).doing(doing)?;
-        if index.version != INDEX_VERSION {
-            let what = format!("it has version {}, this is {INDEX_VERSION}", index.version);
-            return Err(io::Error::new(ErrorKind::InvalidData, what)).doing(doing);
-        }
-        Ok(index)
-    }
-
-    /// Replaces the index. The lock is held, so the temporary name is ours.
-    fn write_index(&self, index: &Index) -> Result<()> {
-        let (path, new) = (self.directory.join(INDEX), self.directory.join(NEW_INDEX));
-        let doing = || format!("could not write `{}`", path.display());
-        let text = serde_json::to_vec_pretty(index).doing(doing)?;
-        let mut file = File::create(&new).doing(doing)?;
-        file.write_all(&text).doing(doing)?;
-        file.sync_all().doing(doing)?;
-        fs::rename(&new, &path).doing(doing)?;
-        sync_directory(&self.directory).doing(doing)
-    }
-
-    fn needs(&self, index: &Index, layer: &Digest) -> bool {
-        let all = index.images.iter().chain([&self.host]);
-        all.flat_map(|image| &image.layers).any(|needed| needed.digest == *layer)
-    }
-
-    /// Removes every directory that no image needs and nobody holds. The lock is held.
-    fn collect(&self, index: &Index) -> Result<()> {
-        let layers = self.layers();
-        let doing = || format!("could not clean `{}`", layers.display());
-        let needed: Vec<String> = index
-            .images
-            .iter()
-            .chain([&self.host])
-            .flat_map(|image| image.layers.iter().map(|layer| layer.digest.directory()))
-            .collect();
-        for entry in fs::read_dir(&layers).doing(doing)? {
-            let name = entry.doing(doing)?.file_name();
-            if !needed.iter().any(|needed| OsStr::new(needed) == name) {
-                layers::remove_if_free(&layers, &name)?;
-            }
-        }
-        Ok(())
+        let layers = std::mem::take(&mut index.layers).into_iter();
+        index.layers =
+            layers.filter(|one| index.needs(&one.digest) || !goes(&one.digest)).collect();
+        index.write(&self.directory)?;
+        forgotten.iter().try_for_each(|image| self.uses.forget(&image.digest))?;
+        layers::clean(&self.layers(), |name| {
+            let host = self.host.layers.iter().map(|layer| layer.digest);
+            let named = index.images.iter().chain(&index.replaced).flat_map(|image| &image.layers);
+            let mut kept = named.chain(&index.layers).map(|layer| layer.digest).chain(host);
+            kept.any(|digest| digest.directory().as_bytes() == name)
+        })
     }
 }
 
-fn image_of(
-    name: ImageName,
-    layer: Layer,
-    config: ImageConfig,
-    created_at: Option<Timestamp>,
-) -> Result<Image> {
-    let platform = format!("{}/{}", std::env::consts::OS, architecture());
-    let layers = vec![layer];
-    let identity = serde_json::to_vec(&(&platform, &config, &layers))
-        .doing(|| "could not describe an image".into())?;
-    let size_bytes = layers.iter().map(|layer| layer.size_bytes).sum();
-    let digest = Digest::of(&identity);
-    Ok(Image { name, digest, size_bytes, layers, platform, config, created_at })
-}
-
-/// This machine's architecture, as OCI calls it.
-const fn architecture() -> &'static str {
-    match std::env::consts::ARCH.as_bytes() {
-        b"x86_64" => "amd64",
-        b"aarch64" => "arm64",
-        _ => std::env::consts::ARCH,
-    }
+/// Which layers that no image is made of are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Those of images that are removed, too.
+    Replaced,
+    /// All: also what an interrupted pull has unpacked.
+    All,
 }
 
 /// A name that an image may be given or lose.
-fn own_name(name: &str) -> Result<ImageName> {
+pub(super) fn own_name(name: &str) -> Result<ImageName> {
     if name == HOST_IMAGE {
-        let reason = "it is the built-in image's";
-        return Err(Error::BadName { name: name.into(), reason });
+        return Err(reserved(name));
     }
     name.parse()
+}
+
+fn reserved(name: &str) -> Error {
+    Error::BadName { name: name.into(), reason: "it is the built-in image's" }
 }

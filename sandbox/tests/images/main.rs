@@ -2,7 +2,10 @@
 
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
 
+mod bundles;
+mod documents;
 mod hostile;
+mod keeping;
 
 use std::fs;
 use std::io::Write as _;
@@ -10,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use lazaret_sandbox::image::{Bounds, Error, Image, ImageStore};
+use lazaret_sandbox::image::{Bounds, Error, Image, ImageStore, ImportOptions};
 use tar::{EntryType, Header};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -36,8 +39,9 @@ impl Place {
     }
 
     fn import(&self, archive: &[u8]) -> Result<Image, Error> {
-        let small = Bounds { unpacked_bytes: 1 << 20, entries: 100 };
-        self.store.import_within(&self.write("layer.tar", archive), "it", NOW, small)
+        let bounds = Bounds { unpacked_bytes: 1 << 20, entries: 100 };
+        let small = ImportOptions { bounds, ..ImportOptions::default() };
+        self.store.import_with(&self.write("layer.tar", archive), "it", (NOW, &small))
     }
 
     fn root_of(&self, image: &Image) -> PathBuf {

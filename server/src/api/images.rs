@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
 use lazaret_sandbox::image::{Image, ImageStore};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::problem::{Code, Problem};
+use super::problem::{Code, NO_CONTENT, Problem};
 use super::query::NoParameters;
 
 /// An image.
@@ -118,6 +119,24 @@ pub(super) async fn get(
     let found = read(&api, move |images| images.get(&asked)).await?;
     let missing = || Problem::new(Code::NotFound, format!("there is no image `{name}`"));
     Ok(Json(found.ok_or_else(missing)?.into()))
+}
+
+/// Removes an image, and the layers that no other is made of.
+#[utoipa::path(
+    delete,
+    path = "/v1/images/{name}",
+    operation_id = "delete_image",
+    tag = "images",
+    params(("name" = String, Path, description = "Name of the image, `/` written as `%2F`")),
+    responses((status = 204, description = "The image is gone"))
+)]
+pub(super) async fn delete(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    _: NoParameters,
+) -> Result<Response, Problem> {
+    let removed = read(&api, move |images| images.remove(&name)).await;
+    removed.map(|()| NO_CONTENT.into_response())
 }
 
 /// Asks the image store, which reads files.

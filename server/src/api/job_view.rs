@@ -264,7 +264,7 @@ impl From<Summary> for SummaryView {
 
 impl From<JobImage> for ImageRef {
     fn from(image: JobImage) -> Self {
-        Self { name: image.name, digest: image.digest }
+        Self { name: image.name, digest: image.digest.to_string() }
     }
 }
 

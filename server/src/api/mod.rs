@@ -113,7 +113,7 @@ fn paths() -> OpenApiRouter<Api> {
         .routes(routes!(jobs::cancel))
         .routes(routes!(logs::get))
         .routes(routes!(images::list))
-        .routes(routes!(images::get))
+        .routes(routes!(images::get, images::delete))
         .routes(routes!(limits::get))
         .routes(routes!(version::get))
         .routes(routes!(health::live))

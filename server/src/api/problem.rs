@@ -32,7 +32,7 @@ pub enum Code {
     NotAcceptable,
     /// The request did not arrive in time.
     RequestTimeout,
-    /// The job is not in a state in which this can be done.
+    /// The job or image is not in a state in which this can be done.
     Conflict,
     /// The body is larger than it may be.
     BodyTooLarge,
@@ -46,6 +46,8 @@ pub enum Code {
     Invalid,
     /// The idempotency key was used for another request.
     IdempotencyKeyReused,
+    /// What should be an image is none, or one that cannot be used here.
+    BadImage,
     /// We failed.
     Internal,
     /// As many jobs wait as may.
@@ -71,6 +73,7 @@ impl Code {
             Self::UnsupportedMediaType => "unsupported-media-type",
             Self::Invalid => "invalid",
             Self::IdempotencyKeyReused => "idempotency-key-reused",
+            Self::BadImage => "bad-image",
             Self::Internal => "internal",
             Self::QueueFull => "queue-full",
             Self::Draining => "draining",
@@ -85,13 +88,14 @@ impl Code {
             Self::MethodNotAllowed => "This cannot be done here",
             Self::NotAcceptable => "There is no such form of this",
             Self::RequestTimeout => "The request took too long to arrive",
-            Self::Conflict => "The job is not in a state for this",
+            Self::Conflict => "This cannot be done in the state that it is in",
             Self::BodyTooLarge => "The body is too large",
             Self::UriTooLong => "The path is too long",
             Self::HeadersTooLarge => "The headers are too large",
             Self::UnsupportedMediaType => "The body has the wrong media type",
             Self::Invalid => "The request is not acceptable",
             Self::IdempotencyKeyReused => "The idempotency key was used for another request",
+            Self::BadImage => "This is no image that can be used",
             Self::Internal => "The server failed",
             Self::QueueFull => "The queue is full",
             Self::Draining => "The server is stopping",
@@ -111,7 +115,9 @@ impl Code {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Invalid | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Invalid | Self::IdempotencyKeyReused | Self::BadImage => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::QueueFull | Self::Draining | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -280,8 +286,30 @@ impl From<CheckError> for Problem {
 
 impl From<lazaret_sandbox::image::Error> for Problem {
     fn from(error: lazaret_sandbox::image::Error) -> Self {
-        tracing::error!(%error, "the image store failed a request");
-        Self::internal()
+        match code_of(&error) {
+            Some(code) => Self::new(code, error.to_string()),
+            None => {
+                tracing::error!(%error, "the image store failed a request");
+                Self::internal()
+            }
+        }
+    }
+}
+
+/// What an answer of the image store means for the client; none if it is our failure.
+fn code_of(error: &lazaret_sandbox::image::Error) -> Option<Code> {
+    use lazaret_sandbox::image::Error;
+    match error {
+        Error::NotFound { .. } => Some(Code::NotFound),
+        Error::InUse { .. } => Some(Code::Conflict),
+        Error::BadName { .. } | Error::BadUser { .. } => Some(Code::Invalid),
+        Error::NoArchive
+        | Error::NoImage { .. }
+        | Error::BadArchive { .. }
+        | Error::WrongDigest { .. }
+        | Error::TooLarge { .. } => Some(Code::BadImage),
+        Error::InLayer { error, .. } => code_of(error),
+        Error::Io { .. } => None,
     }
 }
 
@@ -318,6 +346,11 @@ impl From<SubmitError> for Problem {
                 Code::IdempotencyKeyReused,
                 "`Idempotency-Key` stands for another request: choose a new one",
             ),
+            SubmitError::ImageGone(_) => {
+                let (pointer, detail) = ("/image".to_owned(), error.to_string());
+                Self::invalid(vec![FieldError { pointer, detail }])
+            }
+            SubmitError::Images(error) => error.into(),
             SubmitError::Store(error) => error.into(),
         }
     }

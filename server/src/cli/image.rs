@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use jiff::Timestamp;
-use lazaret_sandbox::image::{Bounds, Image, ImageStore};
+use lazaret_sandbox::image::oci::Platform;
+use lazaret_sandbox::image::{Error, Image, ImageStore, ImportOptions, Pruned};
+use serde_json::json;
 
 use super::quantity::parse_bytes;
 use super::{CliError, Form};
@@ -15,7 +17,7 @@ use crate::config;
 /// What is done with images.
 #[derive(Debug, Subcommand)]
 pub(super) enum Args {
-    /// Make an image of a root file system.
+    /// Make an image of a root file system, an OCI layout, or what `docker save` writes.
     Import {
         /// A directory, or a tar archive that may be compressed with gzip or zstd.
         source: PathBuf,
@@ -24,6 +26,9 @@ pub(super) enum Args {
         /// Refuse more than this, unpacked.
         #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
         max_unpacked: Option<u64>,
+        /// Which image to take where there are several [default: this machine's]
+        #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+        platform: Option<Platform>,
         /// Where they are.
         #[command(flatten)]
         place: Place,
@@ -34,7 +39,21 @@ pub(super) enum Args {
         #[command(flatten)]
         place: Place,
     },
-    /// Remove images.
+    /// Show an image: its layers, and what a job in it starts with.
+    Inspect {
+        /// Its name, or `NAME@DIGEST`.
+        name: String,
+        /// Where it is.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove what nobody needs: images that lost their name, layers that no image is made of.
+    Prune {
+        /// Where they are.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove images. One that a job needs stays.
     Rm {
         /// Their names.
         #[arg(required = true)]
@@ -71,21 +90,40 @@ impl Place {
 /// Does it.
 pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     match args {
-        Args::Import { source, name, max_unpacked, place } => {
-            let defaults = Bounds::default();
-            let unpacked_bytes = max_unpacked.unwrap_or(defaults.unpacked_bytes);
-            let bounds = Bounds { unpacked_bytes, ..defaults };
-            let image = place.open()?.import_within(source, name, Timestamp::now(), bounds);
+        Args::Import { source, name, max_unpacked, platform, place } => {
+            let mut options = ImportOptions::default();
+            options.bounds.unpacked_bytes = max_unpacked.unwrap_or(options.bounds.unpacked_bytes);
+            options.platform = platform.clone().unwrap_or(options.platform);
+            let image = place.open()?.import_with(source, name, (Timestamp::now(), &options));
             let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
             print(&[image.map_err(refused)?], form)?;
         }
         Args::Ls { place } => print(&place.open()?.list()?, form)?,
+        Args::Inspect { name, place } => inspect(&place.open()?, name)?,
+        Args::Prune { place } => tell_pruned(place.open()?.prune()?, form)?,
         Args::Rm { names, place } => {
             let store = place.open()?;
             names.iter().try_for_each(|name| store.remove(name))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// As JSON, whether or not that is asked for: there is no shorter form that says it all.
+fn inspect(store: &ImageStore, name: &str) -> Result<(), CliError> {
+    let image = store.get(name)?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&image).map_err(io::Error::from)?)?;
+    Ok(())
+}
+
+fn tell_pruned(pruned: Pruned, form: Form) -> io::Result<()> {
+    let Pruned { images, layers, bytes } = pruned;
+    let mut out = io::stdout().lock();
+    if form == Form::Json {
+        let told = json!({ "images": images, "layers": layers, "bytes": bytes });
+        return writeln!(out, "{told}");
+    }
+    writeln!(out, "removed {images} images and {layers} layers, {} MiB", bytes.div_ceil(1 << 20))
 }
 
 fn print(images: &[Image], form: Form) -> io::Result<()> {

@@ -139,7 +139,7 @@ impl Args {
     ) -> Result<ContainerSpec, CliError> {
         let config = &image.config;
         let command = match self.command.as_slice() {
-            [] => [config.entrypoint.as_slice(), &config.command].concat(),
+            [] => config.own_command(),
             given => given.to_vec(),
         };
         if command.is_empty() {

@@ -118,7 +118,7 @@ impl Inner {
             drop(scheduler);
             self.pump();
         } else {
-            self.free(id);
+            self.fill_pool();
         }
     }
 
@@ -138,18 +138,21 @@ impl Inner {
         self.insist(id, &CancellationToken::new(), retry).await == Some(Effect::Done)
     }
 
-    /// Stores the end, however long that takes, since the verdict exists only here until then, and
-    /// wakes who waits for it. False if the store was closed before.
-    async fn finish(&self, finished: FinishedAttempt) -> bool {
+    /// Stores the end, however long that takes, since the verdict exists only here until then;
+    /// makes room, and wakes who waits for the end. False if the store was closed before.
+    async fn finish(self: &Arc<Self>, finished: FinishedAttempt) -> bool {
         let (id, never) = (finished.id, CancellationToken::new());
         let finish = || self.store.finish(finished.clone());
-        match self.insist(id, &never, finish).await {
-            Some(Effect::Finished(job)) => self.live.finish(*job),
-            Some(Effect::Done | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused) => {
+        let Some(effect) = self.insist(id, &never, finish).await else { return false };
+        // First: whoever sends a job because this one has ended finds the room that it took.
+        self.scheduler().release(id);
+        self.pump();
+        match effect {
+            Effect::Finished(job) => self.live.finish(*job),
+            Effect::Done | Effect::WrongState | Effect::Replayed(_) | Effect::KeyReused => {
                 tracing::error!(job.id = %id, "a verdict for a job that does not run");
                 self.live.leave(id, finished.attempt);
             }
-            None => return false,
         }
         true
     }

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lazaret_sandbox::image::Hold;
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use self::attempt::Acceptance;
 use crate::clock;
+use crate::holds::Holds;
 use crate::job::{Inputs, JobEnd, JobId, JobSpec, State, seq};
 use crate::live::{Live, LiveJob};
 use crate::runner::{Claimed, Runner};
@@ -39,6 +41,7 @@ struct Inner {
     store: Store,
     runner: Arc<Runner>,
     live: Arc<Live>,
+    holds: Holds,
     scheduler: Mutex<Scheduler>,
     /// Attempts, and requests that must not be torn.
     tracker: TaskTracker,
@@ -78,6 +81,12 @@ pub enum SubmitError {
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     KeyReused,
+    /// The image was removed since the job was checked.
+    #[error("there is no image `{0}` any more")]
+    ImageGone(String),
+    /// The images could not be read.
+    #[error(transparent)]
+    Images(#[from] lazaret_sandbox::image::Error),
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -128,7 +137,8 @@ impl Dispatch {
     ) -> Self {
         let live = Arc::new(Live::default());
         let scheduler = Mutex::new(scheduler);
-        Self(Arc::new(Inner { store, runner, live, scheduler, tracker, drain }))
+        let holds = Holds::default();
+        Self(Arc::new(Inner { store, runner, live, holds, scheduler, tracker, drain }))
     }
 
     /// The jobs that are not finished.
@@ -197,6 +207,10 @@ impl Dispatch {
 impl Inner {
     async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Submitted, SubmitError> {
         let (id, demand) = (JobId::generate(), submission.spec.demand());
+        let wanted = &submission.spec.image;
+        let Some(image) = self.holds.take(&self.runner.images, wanted)? else {
+            return Err(SubmitError::ImageGone(wanted.name.clone()));
+        };
         let entry = match self.scheduler().admit(id, demand) {
             Admission::Now => Entry::Claimed,
             Admission::Later => Entry::Queued,
@@ -215,12 +229,12 @@ impl Inner {
         match entry {
             Entry::Claimed => {
                 let claimed = Claimed { id, attempt: 1, spec, inputs };
-                self.start_with_insert(new, claimed).await
+                self.start_with_insert(new, claimed, image).await
             }
             Entry::Queued => {
                 // What waits is not held, and read when it starts.
                 drop((spec, inputs));
-                self.live.enter(id, State::Queued, 0);
+                self.live.enter(id, (State::Queued, 0), Some(image));
                 let submitted = as_submitted(id, self.store.insert(new).await);
                 if !matches!(submitted, Ok(Submitted::New(_))) {
                     self.live.discard(id);
@@ -241,10 +255,11 @@ impl Inner {
         self: &Arc<Self>,
         new: NewJob,
         claimed: Claimed,
+        image: Arc<Hold>,
     ) -> Result<Submitted, SubmitError> {
         let id = new.id;
         // Before the store can have it: who finds it there must not miss what follows.
-        let job = self.live.enter(id, State::Running, 1);
+        let job = self.live.enter(id, (State::Running, 1), Some(image));
         let begun = match self.store.begin_insert(new).await {
             Ok(begun) => begun,
             Err(error) => {

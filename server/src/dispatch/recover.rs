@@ -20,6 +20,9 @@ pub enum RecoverError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The images could not be read.
+    #[error(transparent)]
+    Images(#[from] lazaret_sandbox::image::Error),
     /// The spools could not be listed.
     #[error("could not list the spools: {0}")]
     Spools(#[from] io::Error),
@@ -45,7 +48,9 @@ impl Inner {
                 State::Finished => false,
             };
             if is_queued {
-                self.live.enter(job.id, State::Queued, job.attempt);
+                // One that has gone is told by the attempt.
+                let image = self.holds.take(&self.runner.images, &job.spec.image)?;
+                self.live.enter(job.id, (State::Queued, job.attempt), image);
                 let (priority, demand) = (job.spec.priority, job.spec.demand());
                 self.scheduler().requeue(job.id, priority, demand);
             }

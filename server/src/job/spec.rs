@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
+use lazaret_sandbox::image::Digest;
 use lazaret_sandbox::spec::{
     ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
 };
@@ -42,8 +43,8 @@ pub struct JobSpec {
 pub struct JobImage {
     /// The name it was asked for by.
     pub name: String,
-    /// What the name stood for.
-    pub digest: String,
+    /// What the name stood for: a later image of that name is not for this job.
+    pub digest: Digest,
 }
 
 /// One command of a job.
@@ -159,7 +160,7 @@ pub(crate) fn sample() -> JobSpec {
     let number = |value| NonZeroU64::new(value).expect("not zero");
     let small = |value| NonZeroU32::new(value).expect("not zero");
     JobSpec {
-        image: JobImage { name: "host".into(), digest: "sha256:00".into() },
+        image: JobImage { name: "host".into(), digest: Digest::of(b"") },
         user: User { uid: 1000, gid: 1000, groups: Vec::new() },
         workdir: "/workspace".into(),
         steps: vec![JobStep {

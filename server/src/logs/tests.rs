@@ -41,7 +41,7 @@ impl Stage {
         let store = crate::store::open(&path, &tracker, &stop).await.expect("opened");
         let files = LogFiles::open(dir.path()).expect("opened");
         let (id, live) = (JobId::generate(), Arc::new(Live::default()));
-        let job = live.enter(id, State::Running, 1);
+        let job = live.enter(id, (State::Running, 1), None);
         let (spec, inputs) = (Arc::new(sample()), Arc::new(Inputs::default()));
         let entry = Entry::Claimed;
         let new = NewJob { id, spec, inputs, created_at: now(), entry, idempotency: None };

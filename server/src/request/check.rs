@@ -90,7 +90,7 @@ pub fn check(
         return Err(CheckError::Refused(errors.0));
     };
     let spec = JobSpec {
-        image: JobImage { name: image.name.to_string(), digest: image.digest.to_string() },
+        image: JobImage { name: image.name.to_string(), digest: image.digest },
         user,
         workdir,
         steps,
@@ -208,13 +208,15 @@ fn steps(
     rules: &Rules<'_>,
     errors: &mut Errors,
 ) -> (Vec<JobStep>, Vec<ByteBuf>) {
-    let JobRequest { command, script, steps, stdin, env, .. } = request;
+    let JobRequest { mut command, script, steps, stdin, env, .. } = request;
     let given = [command.is_some(), script.is_some(), steps.is_some()];
-    let count = given.into_iter().filter(|is_given| *is_given).count();
-    if count != 1 {
-        let given = if count == 0 { "none" } else { "more than one" };
-        errors
-            .add("", format!("give exactly one of `command`, `script`, `steps`: there is {given}"));
+    match given.into_iter().filter(|is_given| *is_given).count() {
+        0 => command = own_command(image, errors),
+        1 => {}
+        _ => {
+            let all = "`command`, `script`, `steps`";
+            errors.add("", format!("give exactly one of {all}: there is more than one"));
+        }
     }
     let env = env.unwrap_or_default().into_map("/env", errors);
     environment::check_env("/env", &env, errors);
@@ -248,6 +250,20 @@ fn steps(
         job.step(&pointer, index, step, errors)
     });
     steps.unzip()
+}
+
+/// What a job runs that does not say: what its image's maker meant to be run.
+fn own_command(image: Option<&Image>, errors: &mut Errors) -> Option<Vec<String>> {
+    // That there is no such image was said already.
+    let image = image?;
+    let command = image.config.own_command();
+    if command.is_empty() {
+        let all = "`command`, `script`, `steps`";
+        let why = format!("there is none, and image `{}` has no command of its own", image.name);
+        errors.add("", format!("give exactly one of {all}: {why}"));
+        return None;
+    }
+    Some(command)
 }
 
 /// What the steps of a job share.

@@ -30,7 +30,8 @@ pub struct FieldError {
     pub detail: String,
 }
 
-/// A job to be made. Exactly one of `command`, `script` and `steps` says what is run.
+/// A job to be made. At most one of `command`, `script` and `steps` says what is run; without any
+/// it is what the image was made to run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 #[schema(example = json!({"command": ["python3", "main.py"], "files": {"main.py": "print(1)"}}))]
