@@ -29,7 +29,8 @@ pub(crate) struct RunDirectory {
     path: PathBuf,
 }
 
-/// A container that a crashed server left, killed and cleaned up by now.
+/// A container that a crashed server left, killed and cleaned up by now. If it told its end, that
+/// stays in `$run` until [`Orphan::forget`]: it must not be lost if this server crashes, too.
 #[derive(Debug)]
 pub struct Orphan {
     /// The container's id.
@@ -38,6 +39,17 @@ pub struct Orphan {
     pub label: Option<String>,
     /// How it ended, if it had ended before it was found.
     pub outcome: Option<Outcome>,
+    path: PathBuf,
+}
+
+impl Orphan {
+    /// Forgets it, now that its end is stored, or nobody's.
+    ///
+    /// # Errors
+    /// At [`Stage::RunDirectory`] if what is left of it stays.
+    pub fn forget(&self) -> Result<()> {
+        remove(&self.path).at(Stage::RunDirectory)
+    }
 }
 
 impl RunDirectory {
@@ -121,13 +133,17 @@ pub fn reap_orphans(settings: &Settings) -> Result<Vec<Orphan>> {
             continue;
         };
         if entry.file_type().at(Stage::RunDirectory)?.is_dir() {
-            orphans.push(reap(&settings.run_dir, &parent, id)?);
+            let orphan = reap(&settings.run_dir, &parent, id)?;
+            if orphan.outcome.is_none() {
+                orphan.forget()?;
+            }
+            orphans.push(orphan);
         }
     }
     Ok(orphans)
 }
 
-/// Kills and cleans up one container.
+/// Kills one container and cleans up all of it but its directory.
 pub(crate) fn reap(run_dir: &Path, parent: &cgroup::Parent, id: String) -> Result<Orphan> {
     let path = run_dir.join(&id);
     if let Some(shim) = find_shim(&path).at(Stage::RunDirectory)? {
@@ -136,13 +152,12 @@ pub(crate) fn reap(run_dir: &Path, parent: &cgroup::Parent, id: String) -> Resul
     // Its init ends by the death of the shim; the sweep waits for that, or sees to it.
     parent.sweep(&id).at(Stage::Cgroup)?;
     let outcome = fs::read(path.join("outcome")).ok();
-    let orphan = Orphan {
+    Ok(Orphan {
         label: fs::read_to_string(path.join("label")).ok(),
         outcome: outcome.and_then(|bytes| wire::decode(&bytes).ok()),
         id,
-    };
-    remove(&path).at(Stage::RunDirectory)?;
-    Ok(orphan)
+        path,
+    })
 }
 
 /// The shim that a run directory belongs to, if it still lives.

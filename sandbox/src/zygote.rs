@@ -335,8 +335,9 @@ fn clean_up(id: String, shared: &Shared) -> Result<()> {
         return Ok(());
     }
     let text = format!("lazaret: could not clean up after the shim of `{id}`");
-    let code = match run_dir::reap(&shared.settings.run_dir, &shared.cgroup, id) {
-        Ok(_) => 0,
+    let reaped = run_dir::reap(&shared.settings.run_dir, &shared.cgroup, id);
+    let code = match reaped.and_then(|orphan| orphan.forget()) {
+        Ok(()) => 0,
         Err(error) => {
             let line = format!("{text}: {error}\n");
             i32::from(rustix::io::write(rustix::stdio::stderr(), line.as_bytes()).is_ok()) + 1

@@ -138,7 +138,7 @@ impl Config {
             listen: flags.listen.or(file.listen).unwrap_or(default_listen),
             run_dir: file.run_dir.unwrap_or_else(|| Path::new(RUN_PARENT).join(&name)),
             ids_dir: file.ids_dir.unwrap_or_else(|| IDS_DIR.into()),
-            cgroup_parent: file.cgroup_parent.unwrap_or_else(|| format!("lazaret/{name}")),
+            cgroup_parent: cgroup_parent(file.cgroup_parent, &name)?,
             default_image: file.default_image.unwrap_or_else(|| "host".into()),
             limits: LimitPolicy::from_file(&file.limits)?,
             root_user: match file.allow_root_user {
@@ -217,6 +217,21 @@ fn make_data_dir(dir: &Path) -> Result<PathBuf, ConfigError> {
 fn short_name(data_dir: &Path) -> String {
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
     digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A path below the root of each hierarchy. Its parts may be no others than those that name
+/// something: the root itself, and what lies beside it, are not ours to bound.
+fn cgroup_parent(asked: Option<String>, name: &str) -> Result<String, ConfigError> {
+    let Some(path) = asked else { return Ok(format!("lazaret/{name}")) };
+    let is_plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+    if path.split('/').all(is_plain) {
+        return Ok(path);
+    }
+    Err(ConfigError(format!(
+        "`cgroup_parent` is `{}`: name a path below the root of the hierarchies, such as \
+         `lazaret/main`",
+        path.escape_debug()
+    )))
 }
 
 fn bounded(name: &str, value: usize, max: usize) -> Result<usize, ConfigError> {
@@ -306,6 +321,15 @@ mod tests {
         assert_eq!(mode(&made), 0o700);
         std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o750)).expect("set");
         assert_eq!(mode(&make_data_dir(&made).expect("found")), 0o750);
+    }
+
+    #[test]
+    fn a_parent_cgroup_lies_below_the_root() {
+        assert_eq!(load("cgroup_parent = 'a/b'").expect("valid").cgroup_parent, "a/b");
+        for path in ["", "/", "/a", "a/", "../a", "a/../b", "a/./b"] {
+            let error = load(&format!("cgroup_parent = '{path}'")).expect_err("refused");
+            assert!(error.to_string().contains("`cgroup_parent`"), "{path}: {error}");
+        }
     }
 
     #[test]

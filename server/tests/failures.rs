@@ -1,12 +1,13 @@
 //! What becomes of jobs while the store fails, or a shim that does not answer any more.
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
+#![allow(clippy::disallowed_methods, reason = "a test starts the server as an operator does")]
 
 mod served;
 
 use std::path::Path;
 
 use serde_json::{Value, json};
-use served::{Server, execute, send_signal, wait_until};
+use served::{FREE_PORT, Server, execute, send_signal, serve_command, wait_until};
 
 /// Has the store fail each claim and each verdict, as a full disk does.
 const FAIL: &str = "create trigger fail before update of state on jobs \
@@ -97,6 +98,55 @@ fn a_verdict_that_no_store_took_is_there_for_the_next_server() {
     let server = Server::start(&data);
     has_succeeded(&server, &id);
     assert_eq!(server.get(&format!("/v1/jobs/{id}/logs")).body, "whole\n");
+}
+
+#[test]
+fn an_end_that_was_kept_is_not_lost_by_a_server_that_cannot_store_it() {
+    let (dir, server) = started("");
+    let data = dir.path().join("data");
+    let id = server.submit(&json!({"script": "sleep 1; exit 7"}));
+    server.wait_for(&id, "running");
+    let run_dir = server.run_dir().to_owned();
+    server.signal("KILL");
+    assert!(!server.ended().success());
+    wait_until("the outcome is kept", || {
+        let entries = std::fs::read_dir(&run_dir).expect("a directory").flatten();
+        entries.into_iter().any(|entry| entry.path().join("outcome").exists())
+    });
+    execute(&data, FAIL);
+    assert!(!serve_again(&data).status().expect("started").success());
+    execute(&data, MEND);
+    let server = Server::start(&data);
+    let job = server.wait_for(&id, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("failure"), &json!(1)), "{job}");
+    assert_eq!(job["steps"][0]["exit_code"], 7, "{job}");
+    let kept = || std::fs::read_dir(&run_dir).expect("a directory").flatten();
+    assert!(!kept().any(|entry| entry.path().join("outcome").exists()));
+}
+
+/// The command that starts a server on this data once more, as it was started before.
+fn serve_again(data: &Path) -> std::process::Command {
+    let mut command = serve_command(data, FREE_PORT);
+    command.arg("--config").arg(data.with_extension("toml"));
+    command
+}
+
+#[test]
+fn a_client_that_waits_for_a_queued_job_is_answered_when_the_server_drains() {
+    let (_dir, server) = started("capacity.cpus = 1.0");
+    let busy = server.submit(&json!({"script": "sleep 2"}));
+    server.wait_for(&busy, "running");
+    let body = json!({"command": ["true"]});
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.post("/v1/jobs?wait=60", &body));
+        wait_until("it waits", || {
+            server.get("/v1/jobs?state=queued").json()["items"].as_array().map(Vec::len) == Some(1)
+        });
+        server.signal("TERM");
+        waiting.join().expect("an answer")
+    });
+    assert_eq!((waiting.status, &waiting.json()["state"]), (202, &json!("queued")));
+    assert!(server.ended().success());
 }
 
 #[test]

@@ -153,8 +153,7 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<FieldError>), P
         }
         let pointer = pointer_of(&track.path());
         if !error.is_data() {
-            let detail = "the value has the wrong type: a string is expected".to_owned();
-            return Problem::invalid(vec![FieldError { pointer, detail }]);
+            return Problem::invalid(vec![FieldError { pointer, detail: unreadable(&error) }]);
         }
         // The position is said by the pointer already.
         let message = error.to_string();
@@ -166,6 +165,19 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<FieldError>), P
     })?;
     json.end().map_err(|error| malformed(&error))?;
     Ok((value, unknown))
+}
+
+/// What is wrong with a value that is told as an error of syntax, in a text that is none as long as
+/// nobody looks at its values.
+fn unreadable(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let reason = message.split(" at line ").next().unwrap_or(&message);
+    match reason {
+        "expected value" => "the value has the wrong type: a string is expected".to_owned(),
+        "number out of range" => "the number is beyond all that can be meant".to_owned(),
+        "invalid unicode code point" => "the text is not UTF-8".to_owned(),
+        reason => format!("the value cannot be read: {reason}"),
+    }
 }
 
 /// The error of a field of the object at `pointer` that comes twice: serde points to the object

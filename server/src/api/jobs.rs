@@ -116,15 +116,31 @@ async fn finished_within(api: &Api, id: JobId, wait: Duration) -> Result<Job, Pr
     // Registered before the store is read: an end in between is not missed.
     let wake = api.dispatch.live().get(id).map(|job| job.subscribe());
     if let Some(mut wake) = wake.filter(|_| !wait.is_zero()) {
+        let never_starts = waits_in_drain(api, wake.clone());
         let finished = wake.wait_for(|progress| progress.state == job::State::Finished);
-        if let Ok(Ok(progress)) = tokio::time::timeout(wait, finished).await
-            && let Some(job) = &progress.finished
-        {
-            return Ok(Job::clone(job));
+        tokio::select! {
+            waited = tokio::time::timeout(wait, finished) => {
+                if let Ok(Ok(progress)) = waited
+                    && let Some(job) = &progress.finished
+                {
+                    return Ok(Job::clone(job));
+                }
+            }
+            () = never_starts => {}
         }
         // Over time, or ended without an attempt: both are seen in the store.
     }
     find(api, id).await
+}
+
+/// Waits until the job can only wait for the next server.
+async fn waits_in_drain(api: &Api, mut wake: watch::Receiver<Progress>) {
+    api.drain.cancelled().await;
+    let waits = wake.wait_for(|progress| progress.state == job::State::Queued).await.is_ok();
+    if !waits {
+        // It has left: its end is told.
+        std::future::pending::<()>().await;
+    }
 }
 
 async fn find(api: &Api, id: JobId) -> Result<Job, Problem> {

@@ -267,6 +267,11 @@ impl From<StoreError> for Problem {
             StoreError::Closed => {
                 Self::new(Code::Draining, "the server is stopping").with_retry_after()
             }
+            StoreError::Database(_) if error.is_full() => {
+                tracing::error!(%error, "the store has no room");
+                let detail = "the disk is full: nothing can be stored until there is room";
+                Self::new(Code::Unavailable, detail).with_retry_after()
+            }
             StoreError::Database(_) | StoreError::Nonsense(_) => {
                 tracing::error!(%error, "the store failed a request");
                 Self::internal()

@@ -6,7 +6,8 @@
 //! ─▶ zygote                           └ a second signal, or too long: at once
 //! ```
 
-use std::collections::HashMap;
+mod orphans;
+
 use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
@@ -19,7 +20,6 @@ use std::time::Duration;
 
 use lazaret_sandbox::error::{Error, Stage};
 use lazaret_sandbox::image::ImageStore;
-use lazaret_sandbox::outcome::Outcome;
 use lazaret_sandbox::{Orphan, Settings, Zygote};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
@@ -34,7 +34,6 @@ use crate::api::body::BodyRoom;
 use crate::api::{self, Api};
 use crate::config::{Config, Flags, log_filter};
 use crate::dispatch::Dispatch;
-use crate::job::{JobId, parse_attempt_name};
 use crate::logs::LogFiles;
 use crate::pool::Pool;
 use crate::runner::Runner;
@@ -96,8 +95,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
 struct Opened {
     config: Config,
     runner: Runner,
-    /// How attempts ended while there was no server to store it.
-    outcomes: HashMap<(JobId, u32), Outcome>,
+    /// What a predecessor left, with how attempts ended while there was no server to store it.
+    orphans: Vec<Orphan>,
     /// Held until the process ends.
     _lock: File,
 }
@@ -118,23 +117,13 @@ fn open(config: Config) -> Result<Opened, CliError> {
     raise_descriptor_limit();
     let orphans = lazaret_sandbox::reap_orphans(&settings)
         .map_err(|error| CliError::Failed(format!("could not clean up after a crash: {error}")))?;
-    let outcomes = orphans.into_iter().filter_map(outcome_of_attempt).collect();
     let images = ImageStore::open(&config.data_dir.join("images"))
         .map_err(|error| CliError::Failed(format!("could not open the images: {error}")))?;
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
     let pool = Pool::new(zygote, config.warm_containers);
     let runner = Runner { pool, images, files, grace: config.grace };
-    Ok(Opened { config, runner, outcomes, _lock: lock })
-}
-
-/// Which attempt an orphan ran and how that ended, if it ran one and told its end.
-fn outcome_of_attempt(orphan: Orphan) -> Option<((JobId, u32), Outcome)> {
-    let Orphan { id, label, outcome } = orphan;
-    let attempt = label.as_deref().and_then(parse_attempt_name);
-    let job = attempt.map(|(job, _)| tracing::field::display(job));
-    tracing::warn!(container = id, job.id = job, "cleaned up an orphan");
-    Some((attempt?, outcome?))
+    Ok(Opened { config, runner, orphans, _lock: lock })
 }
 
 /// Takes as many descriptors as this process may have: each connection and each live container
@@ -220,7 +209,7 @@ struct Tasks {
 }
 
 async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
-    let Opened { config, runner, outcomes, _lock } = opened;
+    let Opened { config, runner, orphans, _lock } = opened;
     let tasks = Tasks {
         jobs: TaskTracker::new(),
         connections: TaskTracker::new(),
@@ -234,8 +223,7 @@ async fn serve(opened: Opened) -> Result<ExitCode, CliError> {
     let socket = bind(config.listen).await?;
     let address = socket.local_addr().map_err(|error| CliError::Failed(error.to_string()))?;
     let api = start(Arc::clone(&config), Arc::clone(&runner), &tasks).await?;
-    let recovered = api.dispatch.recover(outcomes).await;
-    recovered.map_err(|error| CliError::Failed(error.to_string()))?;
+    orphans::take_up(&api, &orphans).await?;
     let router = api::router(api);
     say_address(address);
     let serve =

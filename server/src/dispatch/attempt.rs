@@ -1,6 +1,7 @@
 //! One attempt at the desk: claimed in the store, run, and its end stored exactly once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lazaret_sandbox::outcome::Verdict;
@@ -142,7 +143,21 @@ impl Inner {
     /// makes room, and wakes who waits for the end. False if the store was closed before.
     async fn finish(self: &Arc<Self>, finished: FinishedAttempt) -> bool {
         let (id, never) = (finished.id, CancellationToken::new());
-        let finish = || self.store.finish(finished.clone());
+        let is_log_lost = AtomicBool::new(false);
+        let finish = || async {
+            let mut finished = finished.clone();
+            if is_log_lost.load(Ordering::Relaxed) {
+                finished.log = KeptLog::Nothing;
+            }
+            let stored = self.store.finish(finished).await;
+            // What the job wrote may be what fills the disk, and then nobody else can mend it.
+            if stored.as_ref().is_err_and(StoreError::is_full)
+                && !is_log_lost.swap(true, Ordering::Relaxed)
+            {
+                self.lose_log(id);
+            }
+            stored
+        };
         let Some(effect) = self.insist(id, &never, finish).await else { return false };
         // First: whoever sends a job because this one has ended finds the room that it took.
         self.scheduler().release(id);
@@ -155,6 +170,14 @@ impl Inner {
             }
         }
         true
+    }
+
+    /// Gives up what a job wrote for room in which its verdict can be stored.
+    fn lose_log(&self, id: JobId) {
+        match self.runner.files.remove(id) {
+            Ok(()) => tracing::error!(job.id = %id, "the disk is full: gave up the log of a job"),
+            Err(error) => tracing::error!(job.id = %id, %error, "could not remove a log"),
+        }
     }
 
     /// Asks the store, and asks once more when it fails, until `give_up`. `None` if there is no

@@ -210,10 +210,11 @@ impl Follower {
             return Ok(());
         }
         let chunk = Bytes::from(std::mem::take(&mut self.out));
-        let send = self.chunks.send(Ok(chunk));
-        match self.source.stop.run_until_cancelled(send).await {
-            Some(Ok(())) => Ok(()),
-            Some(Err(_)) | None => Err(Stopped::Left),
+        tokio::select! {
+            // What there is room for is told, even at the end: it may be the end of the job.
+            biased;
+            sent = self.chunks.send(Ok(chunk)) => sent.map_err(|_left| Stopped::Left),
+            () = self.source.stop.cancelled() => Err(Stopped::Left),
         }
     }
 
@@ -227,6 +228,8 @@ impl Follower {
         };
         loop {
             tokio::select! {
+                // A change counts more than the end of the server: it may be the end of the job.
+                biased;
                 // An error says that the job has left: what it last said is still to be read.
                 _ = wake.changed() => return Ok(Wake::Changed),
                 () = self.chunks.closed() => return Err(Stopped::Left),

@@ -47,6 +47,18 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// Whether there is no room for what was to be stored.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        /// `SQLITE_FULL` (SQLite's result codes).
+        const FULL: &str = "13";
+        let Self::Database(error) = self else { return false };
+        let code = error.as_database_error().and_then(|error| error.code());
+        code.is_some_and(|code| code == FULL)
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(Arc::new(error))
