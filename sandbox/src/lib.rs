@@ -57,7 +57,7 @@ pub mod zygote;
 
 pub use cpuset::{Cpuset, NotCpuset};
 pub use handle::{Container, Event};
-pub use run_dir::{Orphan, reap_orphans};
+pub use run_dir::{Orphan, reap_dead, reap_orphans};
 pub use settings::Settings;
 pub use zygote::Zygote;
 

@@ -143,6 +143,34 @@ pub fn reap_orphans(settings: &Settings) -> Result<Vec<Orphan>> {
     Ok(orphans)
 }
 
+/// Cleans up after containers whose shim is gone, and leaves those that live: for callers that
+/// share a `$run`, and of whom none will ever ask how another's container ended.
+///
+/// # Errors
+/// As [`reap_orphans`].
+pub fn reap_dead(settings: &Settings) -> Result<()> {
+    let entries = match fs::read_dir(&settings.run_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).at(Stage::RunDirectory),
+    };
+    let mut dead = Vec::new();
+    for entry in entries {
+        let path = entry.at(Stage::RunDirectory)?.path();
+        // Without that file it is being made, or removed, by one that lives.
+        let has_shim = path.join("shim").exists();
+        if has_shim && find_shim(&path).at(Stage::RunDirectory)?.is_none() {
+            dead.extend(path.file_name().and_then(|name| name.to_str()).map(str::to_owned));
+        }
+    }
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let parent = cgroup::Parent::make(&settings.cgroup_parent, settings.memory_bytes);
+    let parent = parent.at(Stage::Cgroup)?;
+    dead.into_iter().try_for_each(|id| reap(&settings.run_dir, &parent, id)?.forget())
+}
+
 /// Kills one container and cleans up all of it but its directory.
 pub(crate) fn reap(run_dir: &Path, parent: &cgroup::Parent, id: String) -> Result<Orphan> {
     let path = run_dir.join(&id);

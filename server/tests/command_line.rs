@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -93,6 +94,33 @@ fn files_and_standard_input_reach_the_program() {
     child.stdin.take().expect("a pipe").write_all(b"12345").expect("written");
     let output = child.wait_with_output().expect("ended");
     assert_eq!(told(&output).1.trim(), "5");
+}
+
+/// Ends of containers that were kept because who had them made was gone.
+fn kept_ends() -> usize {
+    let entries = std::fs::read_dir("/run/lazaret/run").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().join("outcome").exists()).count()
+}
+
+#[test]
+fn what_a_killed_run_left_is_cleaned_up_by_the_next() {
+    let data = tempfile::tempdir().expect("a directory");
+    let data = data.path().to_str().expect("text");
+    let script = "echo ready; sleep 1";
+    let mut killed = lazaret(&["run", "--data", data, "--", "/bin/sh", "-c", script]);
+    let mut killed = killed.stdout(Stdio::piped()).spawn().expect("started");
+    let mut line = String::new();
+    BufReader::new(killed.stdout.take().expect("piped")).read_line(&mut line).expect("read");
+    killed.kill().expect("killed");
+    killed.wait().expect("waited");
+    let started = Instant::now();
+    while kept_ends() == 0 {
+        assert!(started.elapsed() < Duration::from_secs(30), "its end is kept");
+        std::thread::yield_now();
+    }
+    let (code, _, stderr) = run(&["--", "true"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_eq!(kept_ends(), 0);
 }
 
 #[test]

@@ -13,10 +13,11 @@ use std::process::ExitCode;
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When};
-use lazaret_sandbox::{Container, Event, Settings, Zygote};
+use lazaret_sandbox::{Container, Event, Settings, Zygote, reap_dead};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
+use uuid::Uuid;
 
 use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
@@ -91,14 +92,16 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
 }
 
 fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
-    let zygote = Zygote::start(&Settings {
+    let settings = Settings {
         run_dir: RUN_DIR.into(),
         ids_dir: IDS_DIR.into(),
         cgroup_parent: CGROUP_PARENT.into(),
         memory_bytes: None,
         cpuset: None,
-    })
-    .map_err(CliError::refused)?;
+    };
+    let zygote = Zygote::start(&settings).map_err(CliError::refused)?;
+    // What others of this command left that were killed, whose ends nobody waits for.
+    reap_dead(&settings).map_err(CliError::failed)?;
     let store = args.place.open()?;
     let image = find(&store, &args.image)?;
     let _hold = store.hold(&image)?;
@@ -106,7 +109,7 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let spec = args.spec(&store, &image, limits)?;
     let spool = anonymous_file(&args.place.directory()?)?;
     let signals = signals()?;
-    let id = format!("run-{}", std::process::id());
+    let id = Uuid::now_v7().to_string();
     let mut container = zygote.spawn(&id).map_err(CliError::failed)?;
     container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
     let mut output = Output::new(spool, form);
@@ -238,11 +241,12 @@ fn anonymous_file(directory: &Path) -> Result<File, CliError> {
     Ok(file)
 }
 
-/// SIGINT and SIGTERM as a descriptor. Blocked only now: the zygote does not share this.
+/// What asks for the end, as a descriptor. Blocked only now: the zygote does not share this.
 fn signals() -> Result<SignalFd, CliError> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
+    set.add(Signal::SIGHUP);
     set.thread_block().map_err(CliError::refused)?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     SignalFd::with_flags(&set, flags).map_err(CliError::failed)
