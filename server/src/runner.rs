@@ -158,13 +158,19 @@ enum Fault {
     Late,
 }
 
-/// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault.
-pub async fn run(runner: &Runner, claimed: Claimed, job: &LiveJob) -> Ended {
+/// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault. Calls `has_started` when
+/// its first program runs.
+pub async fn run(
+    runner: &Runner,
+    claimed: Claimed,
+    job: &LiveJob,
+    has_started: &(dyn Fn() + Sync),
+) -> Ended {
     let (id, attempt) = (claimed.id, claimed.attempt);
     let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + runner.grace;
     let (outcome, container) = match start(runner, claimed) {
         Ok(mut running) => {
-            let watched = tokio::time::timeout(bound, watch(&mut running, job)).await;
+            let watched = tokio::time::timeout(bound, watch(&mut running, job, has_started)).await;
             match watched.unwrap_or(Err(Fault::Late)) {
                 Ok(outcome) => (Ok(outcome), Some(running)),
                 Err(fault) => {
@@ -219,14 +225,23 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<Container, Fault>
 }
 
 /// Passes on what the container tells until it tells its outcome, and the wish for its end.
-async fn watch(running: &mut Running, job: &LiveJob) -> Result<Outcome, Fault> {
+async fn watch(
+    running: &mut Running,
+    job: &LiveJob,
+    has_started: &(dyn Fn() + Sync),
+) -> Result<Outcome, Fault> {
     let mut is_cancelled = false;
     loop {
         tokio::select! {
             event = running.next_event() => match event? {
                 Event::Finished(outcome) => return Ok(outcome),
-                Event::Output { .. } | Event::StepStarted { .. } | Event::StepEnded { .. } => {
+                event @ (Event::Output { .. }
+                | Event::StepStarted { .. }
+                | Event::StepEnded { .. }) => {
                     job.grew();
+                    if matches!(event, Event::StepStarted { step: 0 }) {
+                        has_started();
+                    }
                 }
             },
             () = job.cancel.cancelled(), if !is_cancelled => {

@@ -90,7 +90,8 @@ impl Inner {
         if is_large && !acceptance.is_given().await {
             return self.forget(id, None);
         }
-        let Ended { end, log, container } = runner::run(&self.runner, claimed, &job).await;
+        let Ended { end, log, container } =
+            runner::run(&self.runner, claimed, &job, &|| self.fill_pool()).await;
         if !acceptance.is_given().await {
             return self.forget(id, container);
         }
@@ -212,7 +213,9 @@ impl Inner {
         self.fill_pool();
     }
 
-    /// Has the container of a later job made, now that none waits for the CPU that this takes.
+    /// Has the container of a later job made: when one has started, since what follows is mostly
+    /// waiting, for its program and for the disk. Making a container takes more CPU than all else,
+    /// and beside the start of another it would slow that down.
     pub(super) fn fill_pool(&self) {
         if self.drain.is_cancelled() {
             return;
