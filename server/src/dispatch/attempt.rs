@@ -136,30 +136,16 @@ impl Inner {
     /// Whether the job waits again. It does not if its end was asked for. A store that fails is
     /// asked as long as for a verdict: ours would otherwise be the fault that a client sees.
     async fn retry(&self, id: JobId, attempt: u32, log: &KeptLog) -> bool {
-        let retry = || self.store.retry(id, attempt, log.clone());
-        self.insist(id, &CancellationToken::new(), retry).await == Some(Effect::Done)
+        let retry = |log| self.store.retry(id, attempt, log);
+        self.settle(id, log.clone(), retry).await == Some(Effect::Done)
     }
 
-    /// Stores the end, however long that takes, since the verdict exists only here until then;
-    /// makes room, and wakes who waits for the end. False if the store was closed before.
+    /// Stores the end, makes room, and wakes who waits for the end. False if the store was closed
+    /// before.
     async fn finish(self: &Arc<Self>, finished: FinishedAttempt) -> bool {
-        let (id, never) = (finished.id, CancellationToken::new());
-        let is_log_lost = AtomicBool::new(false);
-        let finish = || async {
-            let mut finished = finished.clone();
-            if is_log_lost.load(Ordering::Relaxed) {
-                finished.log = KeptLog::Nothing;
-            }
-            let stored = self.store.finish(finished).await;
-            // What the job wrote may be what fills the disk, and then nobody else can mend it.
-            if stored.as_ref().is_err_and(StoreError::is_full)
-                && !is_log_lost.swap(true, Ordering::Relaxed)
-            {
-                self.lose_log(id);
-            }
-            stored
-        };
-        let Some(effect) = self.insist(id, &never, finish).await else { return false };
+        let (id, log) = (finished.id, finished.log.clone());
+        let finish = |log| self.store.finish(FinishedAttempt { log, ..finished.clone() });
+        let Some(effect) = self.settle(id, log, finish).await else { return false };
         // First: whoever sends a job because this one has ended finds the room that it took.
         self.scheduler().release(id);
         self.pump();
@@ -171,6 +157,32 @@ impl Inner {
             }
         }
         true
+    }
+
+    /// Stores how an attempt has ended, however long that takes, since that is known only here
+    /// until then. `None` if the store was closed before.
+    async fn settle<F>(
+        &self,
+        id: JobId,
+        log: KeptLog,
+        store: impl Fn(KeptLog) -> F,
+    ) -> Option<Effect>
+    where
+        F: Future<Output = Result<Effect, StoreError>>,
+    {
+        let is_log_lost = AtomicBool::new(false);
+        let settle = || async {
+            let is_lost = is_log_lost.load(Ordering::Relaxed);
+            let stored = store(if is_lost { KeptLog::Nothing } else { log.clone() }).await;
+            // What the job wrote may be what fills the disk, and then nobody else can mend it.
+            if stored.as_ref().is_err_and(StoreError::is_full)
+                && !is_log_lost.swap(true, Ordering::Relaxed)
+            {
+                self.lose_log(id);
+            }
+            stored
+        };
+        self.insist(id, &CancellationToken::new(), settle).await
     }
 
     /// Gives up what a job wrote for room in which its verdict can be stored.
