@@ -63,6 +63,22 @@ fn unclaimed(data: &Path, server: &Server) -> String {
 }
 
 #[test]
+fn a_job_that_fills_the_disk_ends_and_gives_the_room_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start_on_small_disk(&dir.path().join("data"), 16);
+    let job = |script| json!({"script": script, "limits": {"output_bytes": 64 << 20}});
+    let full = server.run(&job("base64 /dev/zero | head -c 32M"));
+    assert_eq!(full["verdict"], "fault", "{full}");
+    let detail = full["detail"].as_str().expect("a detail");
+    assert!(detail.contains("No space left on device"), "{detail}");
+    let next = server.run(&job("base64 /dev/zero | head -c 8M; echo whole >&2"));
+    assert_eq!(next["verdict"], "success", "{next}");
+    assert_eq!(next["steps"][0]["stderr"], "whole\n");
+    server.signal("TERM");
+    assert!(server.ended().success());
+}
+
+#[test]
 fn a_claim_waits_until_the_store_takes_it() {
     let (dir, server) = started("capacity.cpus = 1.0");
     let data = dir.path().join("data");

@@ -105,14 +105,29 @@ impl Server {
         Self::start_saying(data, config, log.into())
     }
 
+    /// Starts a server whose data are on a disk of `mib` MiB of their own, which ends with it.
+    pub(crate) fn start_on_small_disk(data: &Path, mib: u32) -> Self {
+        std::fs::create_dir(data).expect("made");
+        let script = format!("mount -t tmpfs -o size={mib}m tmpfs \"$0\" && exec \"$@\"");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).arg(data);
+        let serve = serve_command(data, FREE_PORT);
+        command.arg(serve.get_program()).args(serve.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Self::start_by(command, data, "", Stdio::inherit())
+    }
+
     fn start_saying(data: &Path, config: &str, log: Stdio) -> Self {
+        Self::start_by(serve_command(data, FREE_PORT), data, config, log)
+    }
+
+    fn start_by(mut command: Command, data: &Path, config: &str, log: Stdio) -> Self {
         let file = data.with_extension("toml");
         // Both by the name of the data: the next server on it cleans up after this one.
         let run_dir = data.with_extension("run");
         let cgroup_parent = format!("lazaret/tests-{}", test_name(data));
         let place = format!("run_dir = {run_dir:?}\ncgroup_parent = {cgroup_parent:?}\n");
         std::fs::write(&file, place + config).expect("written");
-        let mut command = serve_command(data, FREE_PORT);
         let mut child = command.arg("--config").arg(&file).stderr(log).spawn().expect("started");
         let stdout = child.stdout.take().expect("piped");
         let mut line = String::new();
