@@ -65,6 +65,8 @@ enum Error {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // In one build with the server, reqwest has TLS and leaves the choice of what does it to us.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let measured = match &arguments.subject {
         Subject::Http(load) => http::measure(load),
         Subject::Sandbox { count, program, scratch } => {

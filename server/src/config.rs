@@ -181,6 +181,16 @@ pub fn default_data_dir() -> Result<PathBuf, ConfigError> {
     }
 }
 
+/// Where docker keeps the credentials of registries for this user, if there is a place for it.
+#[must_use]
+pub fn docker_config() -> Option<PathBuf> {
+    let directory = match environment("DOCKER_CONFIG") {
+        Some(directory) => directory.into(),
+        None => Path::new(&environment("HOME")?).join(".docker"),
+    };
+    Some(directory.join("config.json"))
+}
+
 /// Which log lines are written: the variable `LAZARET_LOG`, in the words of `tracing`.
 #[must_use]
 pub fn log_filter() -> String {

@@ -12,6 +12,7 @@ pub mod listener;
 pub mod live;
 pub mod logs;
 pub mod pool;
+pub mod registry;
 pub mod request;
 pub mod runner;
 pub mod scheduler;

@@ -11,7 +11,7 @@ use lazaret_sandbox::image::{Error, Image, ImageStore, ImportOptions, Pruned};
 use serde_json::json;
 
 use super::quantity::parse_bytes;
-use super::{CliError, Form};
+use super::{CliError, Form, pull};
 use crate::config;
 
 /// What is done with images.
@@ -53,6 +53,8 @@ pub(super) enum Args {
         #[command(flatten)]
         place: Place,
     },
+    /// Get an image from a registry.
+    Pull(pull::Args),
     /// Remove images. One that a job needs stays.
     Rm {
         /// Their names.
@@ -101,6 +103,7 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         Args::Ls { place } => print(&place.open()?.list()?, form)?,
         Args::Inspect { name, place } => inspect(&place.open()?, name)?,
         Args::Prune { place } => tell_pruned(place.open()?.prune()?, form)?,
+        Args::Pull(args) => return pull::run(args, form),
         Args::Rm { names, place } => {
             let store = place.open()?;
             names.iter().try_for_each(|name| store.remove(name))?;
@@ -126,7 +129,8 @@ fn tell_pruned(pruned: Pruned, form: Form) -> io::Result<()> {
     writeln!(out, "removed {images} images and {layers} layers, {} MiB", bytes.div_ceil(1 << 20))
 }
 
-fn print(images: &[Image], form: Form) -> io::Result<()> {
+/// Prints images.
+pub(super) fn print(images: &[Image], form: Form) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if form == Form::Json {
         return writeln!(out, "{}", serde_json::to_string_pretty(images)?);

@@ -6,6 +6,7 @@ mod image;
 mod input;
 mod job;
 mod openapi;
+mod pull;
 mod quantity;
 mod run;
 mod serve;
@@ -123,6 +124,7 @@ impl From<io::Error> for CliError {
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    crate::registry::provide_tls();
     let form = if cli.json { Form::Json } else { Form::Text };
     let done = match cli.command {
         Command::Serve(args) => serve::run(&args),

@@ -1,0 +1,283 @@
+//! One repository of a registry over HTTP: tokens by oci-client, transfers by ourselves, since it
+//! keeps neither `Retry-After` nor a bound on what it reads into memory.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazaret_sandbox::image::{self, Digest};
+use oci_client::RegistryOperation;
+use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError;
+use reqwest::header::{ACCEPT, HeaderMap, RANGE, RETRY_AFTER};
+use reqwest::{RequestBuilder, Response};
+use tokio::sync::RwLock;
+
+use super::credentials::{Credentials, Secret};
+use super::{PullError, Source, Transport};
+
+/// How long a registry may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may send nothing.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to say who may ask.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest manifest, as registries have it, and the largest config.
+const MAX_DOCUMENT_BYTES: usize = 4 << 20;
+const USER_AGENT: &str = concat!("lazaret/", env!("CARGO_PKG_VERSION"));
+/// What a tag may stand for.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json";
+
+// Answers of registries that mean something to us.
+const PARTIAL: u16 = 206;
+const UNAUTHORIZED: u16 = 401;
+const FORBIDDEN: u16 = 403;
+const MISSING: u16 = 404;
+const TOO_MANY: u16 = 429;
+
+/// A repository that an image is pulled from.
+pub(super) struct Registry {
+    /// Where it is.
+    pub(super) source: Source,
+    credentials: Credentials,
+    tokens: oci_client::Client,
+    http: reqwest::Client,
+    authorization: RwLock<Authorization>,
+}
+
+/// What requests carry.
+#[derive(Debug, Clone)]
+enum Authorization {
+    None,
+    Token(Secret),
+    Password { username: String, password: Secret },
+}
+
+/// A blob that comes.
+pub(super) struct Blob {
+    /// Its bytes.
+    pub(super) response: Response,
+    /// Whether it starts where it was asked to, and not at its start.
+    pub(super) is_partial: bool,
+}
+
+impl Registry {
+    /// Finds out how the registry wants to be asked.
+    pub(super) async fn open(
+        source: Source,
+        credentials: Credentials,
+    ) -> Result<Arc<Self>, PullError> {
+        provide_tls();
+        let (protocol, is_https_only) = match source.transport() {
+            Transport::Tls => (ClientProtocol::Https, true),
+            Transport::Plain => (ClientProtocol::Http, false),
+        };
+        let tokens = oci_client::Client::try_from(ClientConfig {
+            protocol,
+            connect_timeout: Some(CONNECT_TIMEOUT),
+            read_timeout: Some(READ_TIMEOUT),
+            user_agent: USER_AGENT,
+            ..ClientConfig::default()
+        });
+        let http = reqwest::Client::builder()
+            .https_only(is_https_only)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .user_agent(USER_AGENT)
+            .build();
+        let registry = source.registry().to_owned();
+        let no_client = |reason: String| PullError::Unreachable { registry, reason };
+        let (tokens, http) = match (tokens, http) {
+            (Ok(tokens), Ok(http)) => (tokens, http),
+            (Err(error), _) => return Err(no_client(error.to_string())),
+            (_, Err(error)) => return Err(no_client(error.to_string())),
+        };
+        let authorization = RwLock::new(Authorization::None);
+        let registry = Arc::new(Self { source, credentials, tokens, http, authorization });
+        registry.authorize().await?;
+        Ok(registry)
+    }
+
+    /// An index or a manifest, of the digest that was asked for, if one was.
+    pub(super) async fn manifest(
+        &self,
+        handle: &str,
+        digest: Option<Digest>,
+    ) -> Result<Vec<u8>, PullError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, reqwest::header::HeaderValue::from_static(MANIFESTS));
+        let url = format!("{}/manifests/{handle}", self.source.url());
+        self.document(&url, headers, digest).await
+    }
+
+    /// A config.
+    pub(super) async fn config(&self, digest: Digest) -> Result<Vec<u8>, PullError> {
+        let url = format!("{}/blobs/{digest}", self.source.url());
+        self.document(&url, HeaderMap::new(), Some(digest)).await
+    }
+
+    /// A blob, from its byte `offset` on if the registry can do that.
+    pub(super) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Blob, PullError> {
+        let mut headers = HeaderMap::new();
+        if offset > 0
+            && let Ok(range) = format!("bytes={offset}-").parse()
+        {
+            headers.insert(RANGE, range);
+        }
+        let url = format!("{}/blobs/{digest}", self.source.url());
+        let response = self.send(&url, headers).await?;
+        let is_partial = response.status().as_u16() == PARTIAL;
+        Ok(Blob { response, is_partial })
+    }
+
+    async fn document(
+        &self,
+        url: &str,
+        headers: HeaderMap,
+        digest: Option<Digest>,
+    ) -> Result<Vec<u8>, PullError> {
+        let unusable = |source| {
+            let (image, source) = (self.source.to_string(), Box::new(source));
+            PullError::Image { image, source }
+        };
+        let mut response = self.send(url, headers).await?;
+        let mut text = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+            text.extend_from_slice(&chunk);
+            if text.len() > MAX_DOCUMENT_BYTES {
+                let what = format!("its manifest or config is beyond {MAX_DOCUMENT_BYTES} bytes");
+                return Err(unusable(image::Error::NoImage { what }));
+            }
+        }
+        let found = Digest::of(&text);
+        match digest {
+            Some(expected) if expected != found => {
+                Err(unusable(image::Error::WrongDigest { expected, found }))
+            }
+            Some(_) | None => Ok(text),
+        }
+    }
+
+    /// Sends a request. A token may have become too old meanwhile: then once more, with a new one.
+    async fn send(&self, url: &str, headers: HeaderMap) -> Result<Response, PullError> {
+        let request = || self.http.get(url).headers(headers.clone());
+        let mut response = self.send_once(request()).await?;
+        if response.status().as_u16() == UNAUTHORIZED {
+            self.authorize().await?;
+            response = self.send_once(request()).await?;
+        }
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refusal(&response))
+    }
+
+    async fn send_once(&self, request: RequestBuilder) -> Result<Response, PullError> {
+        let authorization = self.authorization.read().await.clone();
+        let request = match authorization {
+            Authorization::None => request,
+            Authorization::Token(token) => request.bearer_auth(token.reveal()),
+            Authorization::Password { username, password } => {
+                request.basic_auth(username, Some(password.reveal()))
+            }
+        };
+        request.send().await.map_err(|error| self.unreachable(&error))
+    }
+
+    fn refusal(&self, response: &Response) -> PullError {
+        let registry = self.source.registry().to_owned();
+        match response.status().as_u16() {
+            UNAUTHORIZED | FORBIDDEN => self.denied(),
+            MISSING => PullError::NotFound { registry, image: self.source.to_string() },
+            TOO_MANY => PullError::RateLimited { registry, retry_after: retry_after(response) },
+            _ => {
+                let reason = format!("it answered `{}`", response.status());
+                PullError::Unreachable { registry, reason }
+            }
+        }
+    }
+
+    fn denied(&self) -> PullError {
+        PullError::Denied {
+            registry: self.source.registry().to_owned(),
+            image: self.source.to_string(),
+            to: self.credentials.turned_away(),
+        }
+    }
+
+    /// Gets a token, if the registry gives any.
+    async fn authorize(&self) -> Result<(), PullError> {
+        let credentials = self.credentials.for_token();
+        let asking =
+            self.tokens.auth(self.source.reference(), &credentials, RegistryOperation::Pull);
+        let asked = tokio::time::timeout(TOKEN_TIMEOUT, asking).await;
+        let token = match asked {
+            Ok(Ok(token)) => token,
+            Ok(Err(error)) => return Err(self.no_token(&error)),
+            Err(_elapsed) => return Err(self.silent("it gives no token in time")),
+        };
+        let authorization = match (token, &self.credentials) {
+            (Some(token), _) => Authorization::Token(Secret::new(token)),
+            (None, Credentials::Password { username, password }) => {
+                Authorization::Password { username: username.clone(), password: password.clone() }
+            }
+            (None, Credentials::Anonymous | Credentials::InHelper(_)) => Authorization::None,
+        };
+        *self.authorization.write().await = authorization;
+        Ok(())
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most cannot come from asking for a token")]
+    fn no_token(&self, error: &OciDistributionError) -> PullError {
+        match error {
+            OciDistributionError::AuthenticationFailure(_)
+            | OciDistributionError::UnauthorizedError { .. } => self.denied(),
+            OciDistributionError::RequestError(error) => self.unreachable(error),
+            // What it quotes may hold a token.
+            _ => self.silent("what it says of tokens cannot be read"),
+        }
+    }
+
+    fn silent(&self, reason: &str) -> PullError {
+        PullError::Unreachable {
+            registry: self.source.registry().to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> PullError {
+        let cause = first_cause(error);
+        if error.is_connect() && self.source.may_be_plain() {
+            return self.silent(&format!("{cause} (or does it speak plain HTTP?)"));
+        }
+        self.silent(&cause)
+    }
+}
+
+/// The first cause: reqwest wraps "connection refused" in three sentences, and its own has the
+/// address, which may hold what a registry signed.
+pub(super) fn first_cause(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "it does not answer in time".into();
+    }
+    let Some(mut cause) = error.source() else { return "it does not speak HTTP".into() };
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// The seconds of `Retry-After`. Registries that send a date are asked again after our own pause.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Chooses what does TLS in this process, for every HTTP client in it.
+pub fn provide_tls() {
+    // Who came first has chosen the same.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
