@@ -104,6 +104,15 @@ pub(crate) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     archive.into_inner().expect("written")
 }
 
+/// As the kind of the layer says.
+fn compressed(kind: &str, tar: &[u8]) -> Vec<u8> {
+    match kind.rsplit(['+', '.']).next() {
+        Some("gzip") => gzip(tar),
+        Some("zstd") => zstd::encode_all(tar, 0).expect("written"),
+        _ => tar.to_vec(),
+    }
+}
+
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).expect("written");

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod client;
+pub(crate) mod debian;
 pub(crate) mod images;
 
 use std::collections::{HashMap, VecDeque};
