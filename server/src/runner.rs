@@ -34,7 +34,7 @@ pub struct Runner {
     /// Has containers.
     pub pool: Pool,
     /// What containers are made of.
-    pub images: ImageStore,
+    pub images: Arc<ImageStore>,
     /// Where they write.
     pub files: LogFiles,
     /// How much longer than its own limit a container may take before its shim is given up.

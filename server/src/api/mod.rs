@@ -13,6 +13,7 @@ mod logs;
 pub mod openapi;
 mod prefer;
 pub mod problem;
+mod pulls;
 mod query;
 mod request_id;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use utoipa_axum::routes;
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::logs::follow::Source;
+use crate::registry::Pulls;
 use crate::runner::Runner;
 use crate::store::Store;
 use body::BodyRoom;
@@ -57,7 +59,9 @@ pub struct Api {
     pub dispatch: Dispatch,
     /// Has the images and the logs.
     pub runner: Arc<Runner>,
-    /// Followers of logs.
+    /// The pulls of images.
+    pub pulls: Pulls,
+    /// Followers of logs and pulls.
     pub tracker: TaskTracker,
     /// Cancelled when the server takes no more jobs.
     pub drain: CancellationToken,
@@ -112,7 +116,8 @@ fn paths() -> OpenApiRouter<Api> {
         .routes(routes!(jobs::get, jobs::delete))
         .routes(routes!(jobs::cancel))
         .routes(routes!(logs::get))
-        .routes(routes!(images::list))
+        .routes(routes!(images::list, pulls::create))
+        .routes(routes!(pulls::get))
         .routes(routes!(images::get, images::delete))
         .routes(routes!(limits::get))
         .routes(routes!(version::get))

@@ -7,7 +7,8 @@ use utoipa::openapi::{
 };
 
 /// The schemas of what clients send: whatever they do not name is refused.
-const STRICT: [&str; 4] = ["JobRequest", "StepRequest", "LimitsRequest", "FileObject"];
+const STRICT: [&str; 5] =
+    ["JobRequest", "StepRequest", "LimitsRequest", "FileObject", "PullRequest"];
 
 /// The document before any handler is in it.
 pub(super) fn base() -> OpenApi {

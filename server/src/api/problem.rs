@@ -1,6 +1,8 @@
 //! Every answer that is not a success: RFC 9457 `application/problem+json`. The only place with
 //! status codes.
 
+mod causes;
+
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
@@ -9,10 +11,7 @@ use serde::Serialize;
 use utoipa::openapi::Components;
 use utoipa::{PartialSchema as _, ToSchema};
 
-use crate::dispatch::{DeleteError, SubmitError};
-use crate::logs::LogError;
-use crate::request::{CheckError, FieldError};
-use crate::store::StoreError;
+use crate::request::FieldError;
 
 /// Where the meaning of each code is written down; the code is put after it.
 const TYPE_BASE: &str = "https://lazaret.dev/problems/";
@@ -56,6 +55,14 @@ pub enum Code {
     Draining,
     /// The server cannot do its work now.
     Unavailable,
+    /// A registry has no such image.
+    ImageNotFound,
+    /// A registry does not give the image to this server.
+    ImageDenied,
+    /// A registry wants to be asked less.
+    RegistryBusy,
+    /// A registry does not answer.
+    RegistryUnreachable,
 }
 
 impl Code {
@@ -78,6 +85,10 @@ impl Code {
             Self::QueueFull => "queue-full",
             Self::Draining => "draining",
             Self::Unavailable => "unavailable",
+            Self::ImageNotFound => "image-not-found",
+            Self::ImageDenied => "image-denied",
+            Self::RegistryBusy => "registry-busy",
+            Self::RegistryUnreachable => "registry-unreachable",
         }
     }
 
@@ -100,6 +111,10 @@ impl Code {
             Self::QueueFull => "The queue is full",
             Self::Draining => "The server is stopping",
             Self::Unavailable => "The server cannot do this now",
+            Self::ImageNotFound => "The registry has no such image",
+            Self::ImageDenied => "The registry does not give the image",
+            Self::RegistryBusy => "The registry is asked too often",
+            Self::RegistryUnreachable => "The registry cannot be reached",
         }
     }
 
@@ -115,11 +130,16 @@ impl Code {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Invalid | Self::IdempotencyKeyReused | Self::BadImage => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::Invalid
+            | Self::IdempotencyKeyReused
+            | Self::BadImage
+            | Self::ImageNotFound
+            | Self::ImageDenied => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::QueueFull | Self::Draining | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RegistryUnreachable => StatusCode::BAD_GATEWAY,
+            Self::QueueFull | Self::Draining | Self::Unavailable | Self::RegistryBusy => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }
@@ -186,30 +206,39 @@ impl Problem {
         Self::new(Code::Internal, "the server failed; its log has the reason")
     }
 
-    fn with_retry_after(mut self) -> Self {
-        self.headers.push((RETRY_AFTER, RETRY_AFTER_S.into()));
+    /// The same problem, which will be none after a while.
+    pub(super) fn with_retry_after(self) -> Self {
+        self.retry_after(RETRY_AFTER_S)
+    }
+
+    fn retry_after(mut self, seconds: u64) -> Self {
+        self.headers.push((RETRY_AFTER, seconds.into()));
         self
     }
 
-    /// The problem as a response, once the request's name is known.
-    #[must_use]
-    pub fn into_named_response(self, request_id: &str) -> Response {
-        let status = self.code.status();
-        let body = ProblemBody {
+    /// The problem as it is sent to who made this request.
+    pub(super) fn body(self, request_id: &str) -> ProblemBody {
+        ProblemBody {
             type_uri: format!("{TYPE_BASE}{}", self.code.slug()),
             title: self.code.title().into(),
-            status: status.as_u16(),
+            status: self.code.status().as_u16(),
             detail: self.detail,
             code: self.code.slug().into(),
             request_id: request_id.into(),
             errors: self.errors,
-        };
-        let body = serde_json::to_vec(&body).unwrap_or_default();
+        }
+    }
+
+    /// The problem as a response, once the request's name is known.
+    #[must_use]
+    pub fn into_named_response(mut self, request_id: &str) -> Response {
+        let (status, headers) = (self.code.status(), std::mem::take(&mut self.headers));
+        let body = serde_json::to_vec(&self.body(request_id)).unwrap_or_default();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(CONTENT_TYPE, json);
-        response.headers_mut().extend(self.headers);
+        response.headers_mut().extend(headers);
         response
     }
 
@@ -258,106 +287,6 @@ impl IntoResponse for Problem {
         let mut response = self.code.status().into_response();
         response.extensions_mut().insert(self);
         response
-    }
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Closed => {
-                Self::new(Code::Draining, "the server is stopping").with_retry_after()
-            }
-            StoreError::Database(_) if error.is_full() => {
-                tracing::error!(%error, "the store has no room");
-                let detail = "the disk is full: nothing can be stored until there is room";
-                Self::new(Code::Unavailable, detail).with_retry_after()
-            }
-            StoreError::Database(_) | StoreError::Nonsense(_) => {
-                tracing::error!(%error, "the store failed a request");
-                Self::internal()
-            }
-        }
-    }
-}
-
-impl From<CheckError> for Problem {
-    fn from(error: CheckError) -> Self {
-        match error {
-            CheckError::Refused(errors) => Self::invalid(errors),
-            CheckError::Images(error) => error.into(),
-        }
-    }
-}
-
-impl From<lazaret_sandbox::image::Error> for Problem {
-    fn from(error: lazaret_sandbox::image::Error) -> Self {
-        match code_of(&error) {
-            Some(code) => Self::new(code, error.to_string()),
-            None => {
-                tracing::error!(%error, "the image store failed a request");
-                Self::internal()
-            }
-        }
-    }
-}
-
-/// What an answer of the image store means for the client; none if it is our failure.
-fn code_of(error: &lazaret_sandbox::image::Error) -> Option<Code> {
-    use lazaret_sandbox::image::Error;
-    match error {
-        Error::NotFound { .. } => Some(Code::NotFound),
-        Error::InUse { .. } => Some(Code::Conflict),
-        Error::BadName { .. } | Error::BadUser { .. } => Some(Code::Invalid),
-        Error::NoArchive
-        | Error::NoImage { .. }
-        | Error::BadArchive { .. }
-        | Error::WrongDigest { .. }
-        | Error::TooLarge { .. } => Some(Code::BadImage),
-        Error::InLayer { error, .. } => code_of(error),
-        Error::Io { .. } => None,
-    }
-}
-
-impl From<LogError> for Problem {
-    fn from(error: LogError) -> Self {
-        tracing::error!(%error, "a log could not be read");
-        Self::internal()
-    }
-}
-
-impl From<DeleteError> for Problem {
-    fn from(error: DeleteError) -> Self {
-        match error {
-            DeleteError::Files(_) => {
-                tracing::error!(%error, "a job could not be deleted");
-                Self::internal()
-            }
-            DeleteError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<SubmitError> for Problem {
-    fn from(error: SubmitError) -> Self {
-        match error {
-            SubmitError::Full => {
-                Self::new(Code::QueueFull, "as many jobs wait as may: send it again later")
-                    .with_retry_after()
-            }
-            SubmitError::Draining => {
-                Self::new(Code::Draining, "the server takes no more jobs").with_retry_after()
-            }
-            SubmitError::KeyReused => Self::new(
-                Code::IdempotencyKeyReused,
-                "`Idempotency-Key` stands for another request: choose a new one",
-            ),
-            SubmitError::ImageGone(_) => {
-                let (pointer, detail) = ("/image".to_owned(), error.to_string());
-                Self::invalid(vec![FieldError { pointer, detail }])
-            }
-            SubmitError::Images(error) => error.into(),
-            SubmitError::Store(error) => error.into(),
-        }
     }
 }
 

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use lazaret_sandbox::image::{Bounds, Image};
+use tokio_util::task::TaskTracker;
 
 use super::image::{Place, print};
 use super::quantity::parse_bytes;
 use super::{CliError, Form, say};
 use crate::config;
 use crate::registry::{
-    self, Credentials, LayerProgress, LayerState, Progress, PullError, PullRequest, Secret, Teller,
-    Transport,
+    self, Credentials, Destination, LayerProgress, LayerState, Progress, PullError, PullRequest,
+    Secret, Teller, Transport,
 };
 
 /// The longest password.
@@ -62,15 +63,18 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let (name, platform) = (args.name.as_deref(), args.platform.as_deref());
     let request = PullRequest::parse(&args.reference, transport, name, platform)?;
     let credentials = credentials(args, &request)?;
-    let images = Arc::new(args.place.open()?);
     let defaults = Bounds::default();
     let unpacked_bytes = args.max_unpacked.unwrap_or(defaults.unpacked_bytes);
-    let bounds = Bounds { unpacked_bytes, ..defaults };
+    let destination = Destination {
+        images: Arc::new(args.place.open()?),
+        bounds: Bounds { unpacked_bytes, ..defaults },
+        unpacking: TaskTracker::new(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let image: Result<Image, PullError> = runtime.block_on(async {
         let (teller, mut progress) = Teller::new();
         let mut display = Display::of_stderr();
-        let pulling = registry::pull(&images, &request, credentials, bounds, &teller);
+        let pulling = registry::pull(&destination, &request, credentials, &teller);
         tokio::pin!(pulling);
         let image = loop {
             tokio::select! {

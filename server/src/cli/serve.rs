@@ -32,10 +32,11 @@ use tokio_util::task::TaskTracker;
 use super::CliError;
 use crate::api::body::BodyRoom;
 use crate::api::{self, Api};
-use crate::config::{Config, Flags, log_filter};
+use crate::config::{Config, Flags, docker_config, log_filter};
 use crate::dispatch::Dispatch;
 use crate::logs::LogFiles;
 use crate::pool::Pool;
+use crate::registry::Pulls;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
 use crate::{clock, listener, store, telemetry};
@@ -122,7 +123,7 @@ fn open(config: Config) -> Result<Opened, CliError> {
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
     let pool = Pool::new(zygote, config.warm_containers);
-    let runner = Runner { pool, images, files, grace: config.grace };
+    let runner = Runner { pool, images: Arc::new(images), files, grace: config.grace };
     Ok(Opened { config, runner, orphans, _lock: lock })
 }
 
@@ -265,13 +266,15 @@ async fn start(config: Arc<Config>, runner: Arc<Runner>, tasks: &Tasks) -> Resul
     let (jobs, drain) = (tasks.jobs.clone(), tasks.drain.clone());
     let dispatch =
         Dispatch::new(store.clone(), Arc::clone(&runner), scheduler, jobs, drain.clone());
+    let (images, connections) = (Arc::clone(&runner.images), tasks.connections.clone());
     Ok(Api {
+        pulls: Pulls::new(images, docker_config(), connections.clone(), tasks.stop.clone()),
         bodies: BodyRoom::new(config.max_body_bytes),
         config,
         store,
         dispatch,
         runner,
-        tracker: tasks.connections.clone(),
+        tracker: connections,
         drain,
         stop: tasks.stop.clone(),
     })

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use lazaret_sandbox::image::oci::Descriptor;
-use lazaret_sandbox::image::{self, Bounds, Digest, ImageStore, Layer};
+use lazaret_sandbox::image::{self, Digest, Layer};
 use sha2::{Digest as _, Sha256};
 
-use super::PullError;
 use super::client::{Registry, first_cause};
 use super::feed::{self, Feeder, Unread};
 use super::patience::Patience;
 use super::progress::{LayerState, Teller};
+use super::{Destination, PullError};
 
 /// A layer that is wanted.
 #[derive(Debug, Clone)]
@@ -65,14 +65,15 @@ struct Download<'a> {
 /// Downloads and unpacks a layer.
 pub(super) async fn fetch(
     registry: &Registry,
-    images: Arc<ImageStore>,
+    destination: &Destination,
     wanted: &WantedLayer,
-    bounds: Bounds,
     teller: &Teller,
 ) -> Result<Layer, PullError> {
     let (feeder, feed) = feed::channel();
+    let (images, bounds) = (Arc::clone(&destination.images), destination.bounds);
     let diff_id = wanted.diff_id;
-    let unpacking = tokio::task::spawn_blocking(move || images.unpack(feed, Some(diff_id), bounds));
+    let unpack = move || images.unpack(feed, Some(diff_id), bounds);
+    let unpacking = destination.unpacking.spawn_blocking(unpack);
     let downloaded = download(registry, wanted, feeder, teller).await;
     let unpacked = unpacking.await;
     let interrupted = || PullError::Interrupted { image: registry.source.to_string() };

@@ -29,6 +29,7 @@ use lazaret_sandbox::image::{
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 pub use client::provide_tls;
 pub use credentials::{Credentials, Secret};
@@ -94,24 +95,35 @@ impl PullRequest {
     }
 }
 
+/// Where images go.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// Has them.
+    pub images: Arc<ImageStore>,
+    /// What a layer may be when it is unpacked.
+    pub bounds: Bounds,
+    /// The threads that unpack. They outlive a pull that is given up, for as long as they need to
+    /// clean up.
+    pub unpacking: TaskTracker,
+}
+
 /// Pulls an image. Whoever drops this before its end leaves nothing visible.
 ///
 /// # Errors
 /// Why there is no image.
 pub async fn pull(
-    images: &Arc<ImageStore>,
+    destination: &Destination,
     request: &PullRequest,
     credentials: Credentials,
-    bounds: Bounds,
     teller: &Teller,
 ) -> Result<Image, PullError> {
     let registry = Registry::open(request.source.clone(), credentials).await?;
     let resolved = resolve::resolve(&registry, &request.platform, teller).await?;
     let mut round = 1;
     loop {
-        let layers = fetch_layers(&registry, images, &resolved, bounds, teller).await?;
+        let layers = fetch_layers(&registry, destination, &resolved, teller).await?;
         let new = new_image(request, &resolved, layers);
-        match ask(images, move |images| images.add(new, Timestamp::now())).await {
+        match ask(destination, move |images| images.add(new, Timestamp::now())).await {
             // Somebody has pruned meanwhile.
             Err(image::Error::NotFound { .. }) if round < ROUNDS => round += 1,
             added => {
@@ -124,20 +136,19 @@ pub async fn pull(
 /// The layers, the lowest first.
 async fn fetch_layers(
     registry: &Arc<Registry>,
-    images: &Arc<ImageStore>,
+    destination: &Destination,
     resolved: &Resolved,
-    bounds: Bounds,
     teller: &Teller,
 ) -> Result<Vec<Layer>, PullError> {
     let room = Arc::new(Semaphore::new(LAYERS_AT_ONCE));
     // Dropped at the first error, which ends the others.
     let mut coming = JoinSet::new();
     for wanted in resolved.layers.iter().cloned() {
-        let (registry, images) = (Arc::clone(registry), Arc::clone(images));
+        let (registry, destination) = (Arc::clone(registry), destination.clone());
         let (room, teller) = (Arc::clone(&room), teller.clone());
         coming.spawn(async move {
             let _room = room.acquire().await;
-            let layer = have_layer(&registry, images, &wanted, bounds, &teller).await?;
+            let layer = have_layer(&registry, &destination, &wanted, &teller).await?;
             Ok::<_, PullError>((wanted.index, layer))
         });
     }
@@ -153,19 +164,18 @@ async fn fetch_layers(
 /// The layer: from the store, or else from the registry.
 async fn have_layer(
     registry: &Registry,
-    images: Arc<ImageStore>,
+    destination: &Destination,
     wanted: &WantedLayer,
-    bounds: Bounds,
     teller: &Teller,
 ) -> Result<Layer, PullError> {
     let diff_id = wanted.diff_id;
-    let known = ask(&images, move |images| images.layer(&diff_id)).await;
+    let known = ask(destination, move |images| images.layer(&diff_id)).await;
     match known.map_err(|source| unusable(&registry.source, source))? {
         Some(layer) => {
             teller.layer(wanted.index, LayerState::Exists, wanted.blob.size_bytes);
             Ok(layer)
         }
-        None => layer::fetch(registry, images, wanted, bounds, teller).await,
+        None => layer::fetch(registry, destination, wanted, teller).await,
     }
 }
 
@@ -186,11 +196,11 @@ fn unusable(source: &Source, error: image::Error) -> PullError {
 
 /// Asks the store, which reads and writes files and waits for locks.
 async fn ask<T: Send + 'static>(
-    images: &Arc<ImageStore>,
+    destination: &Destination,
     question: impl FnOnce(&ImageStore) -> image::Result<T> + Send + 'static,
 ) -> image::Result<T> {
-    let images = Arc::clone(images);
-    let asked = tokio::task::spawn_blocking(move || question(&images)).await;
+    let images = Arc::clone(&destination.images);
+    let asked = destination.unpacking.spawn_blocking(move || question(&images)).await;
     asked.unwrap_or_else(|_panicked| {
         let source = std::io::Error::other("it panicked");
         Err(image::Error::Io { doing: "could not ask the store".into(), source })

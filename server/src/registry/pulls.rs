@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{Progress, PullError, PullRequest, Teller};
+use super::{Destination, Progress, PullError, PullRequest, Teller};
 
 /// Pulls that run at one time.
 const MAX_RUNNING: usize = 4;
@@ -31,9 +31,8 @@ pub struct Pull {
 /// All pulls. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub struct Pulls {
-    images: Arc<ImageStore>,
+    destination: Destination,
     docker_config: Option<PathBuf>,
-    tracker: TaskTracker,
     stop: CancellationToken,
     /// The oldest first.
     kept: Arc<Mutex<VecDeque<Arc<Pull>>>>,
@@ -65,7 +64,8 @@ impl Pulls {
         tracker: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { images, docker_config, tracker, stop, kept: Arc::default() }
+        let destination = Destination { images, bounds: Bounds::default(), unpacking: tracker };
+        Self { destination, docker_config, stop, kept: Arc::default() }
     }
 
     /// Starts a pull, or joins the one of the same that runs.
@@ -88,7 +88,7 @@ impl Pulls {
         let (teller, progress) = Teller::new();
         let pull = Arc::new(Pull { id: Uuid::now_v7(), request, progress });
         kept.push_back(Arc::clone(&pull));
-        self.tracker.spawn(self.clone().run(Arc::clone(&pull), teller));
+        self.destination.unpacking.spawn(self.clone().run(Arc::clone(&pull), teller));
         Ok(pull)
     }
 
@@ -117,7 +117,7 @@ impl Pulls {
         teller: &Teller,
     ) -> Result<lazaret_sandbox::image::Image, PullError> {
         let credentials = request.credentials(self.docker_config.as_deref())?;
-        super::pull(&self.images, request, credentials, Bounds::default(), teller).await
+        super::pull(&self.destination, request, credentials, teller).await
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Arc<Pull>>> {
