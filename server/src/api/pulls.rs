@@ -26,7 +26,7 @@ use crate::registry::{self, LayerProgress, Progress, Pull, Transport};
 
 const EVENT_STREAM: &str = "text/event-stream";
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// Nobody sees more changes than this in a second's fifth.
+/// The pause between two events: nobody reads faster.
 const EVENT_PAUSE: Duration = Duration::from_millis(200);
 /// How often a stream with no events says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
