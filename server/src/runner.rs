@@ -158,8 +158,8 @@ enum Fault {
     Late,
 }
 
-/// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault. Calls `has_started` when
-/// its first program runs.
+/// Runs one attempt to its end. Whatever goes wrong is an end, too: a fault. Calls `has_started`
+/// when its first program runs.
 pub async fn run(
     runner: &Runner,
     claimed: Claimed,

@@ -12,6 +12,7 @@ mod limits;
 mod netns;
 mod output;
 mod refusals;
+mod sockets;
 mod steps;
 mod world;
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         ("image", &sandbox, image::TESTS),
         ("lifecycle", &sandbox, lifecycle::TESTS),
         ("limits", &sandbox, limits::TESTS),
+        ("sockets", &sandbox, sockets::TESTS),
         ("output", &sandbox, output::TESTS),
         ("refusals", &sandbox, refusals::TESTS),
         ("steps", &sandbox, steps::TESTS),
