@@ -6,6 +6,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
+mod feed;
 pub mod holds;
 pub mod job;
 pub mod listener;

@@ -18,6 +18,7 @@ mod query;
 mod request_id;
 #[cfg(test)]
 mod tests;
+mod uploads;
 mod version;
 
 use std::any::Any;
@@ -45,6 +46,7 @@ pub use job_view::StepView;
 use problem::Problem;
 use query::NoParameters;
 pub use request_id::nameless;
+pub use uploads::UploadRoom;
 
 /// What the handlers work with. Cloning it is cheap.
 #[derive(Debug, Clone)]
@@ -61,6 +63,8 @@ pub struct Api {
     pub runner: Arc<Runner>,
     /// The pulls of images.
     pub pulls: Pulls,
+    /// Room for images that clients send.
+    pub uploads: UploadRoom,
     /// Followers of logs and pulls.
     pub tracker: TaskTracker,
     /// Cancelled when the server takes no more jobs.
@@ -118,7 +122,7 @@ fn paths() -> OpenApiRouter<Api> {
         .routes(routes!(logs::get))
         .routes(routes!(images::list, pulls::create))
         .routes(routes!(pulls::get))
-        .routes(routes!(images::get, images::delete))
+        .routes(routes!(images::get, uploads::put, images::delete))
         .routes(routes!(limits::get))
         .routes(routes!(version::get))
         .routes(routes!(health::live))

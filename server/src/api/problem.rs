@@ -292,6 +292,8 @@ impl IntoResponse for Problem {
 
 /// The status of a job that was taken in, or is being cancelled, and has not finished.
 pub const ACCEPTED: StatusCode = StatusCode::ACCEPTED;
+/// The status of what was not there before.
+pub const CREATED: StatusCode = StatusCode::CREATED;
 /// The status of what is the same as the client has it.
 pub const NOT_MODIFIED: StatusCode = StatusCode::NOT_MODIFIED;
 /// The status of an answer that has nothing to show.

@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use super::CliError;
 use crate::api::body::BodyRoom;
-use crate::api::{self, Api};
+use crate::api::{self, Api, UploadRoom};
 use crate::config::{Config, Flags, docker_config, log_filter};
 use crate::dispatch::Dispatch;
 use crate::logs::LogFiles;
@@ -269,6 +269,7 @@ async fn start(config: Arc<Config>, runner: Arc<Runner>, tasks: &Tasks) -> Resul
     let (images, connections) = (Arc::clone(&runner.images), tasks.connections.clone());
     Ok(Api {
         pulls: Pulls::new(images, docker_config(), connections.clone(), tasks.stop.clone()),
+        uploads: UploadRoom::default(),
         bodies: BodyRoom::new(config.max_body_bytes),
         config,
         store,

@@ -14,10 +14,10 @@ use lazaret_sandbox::image::{self, Digest, Layer};
 use sha2::{Digest as _, Sha256};
 
 use super::client::{Registry, first_cause};
-use super::feed::{self, Feeder, Unread};
 use super::patience::Patience;
 use super::progress::{LayerState, Teller};
 use super::{Destination, PullError};
+use crate::feed::{self, Feeder, Unread};
 
 /// A layer that is wanted.
 #[derive(Debug, Clone)]

@@ -11,7 +11,6 @@
 mod client;
 mod credentials;
 mod error;
-mod feed;
 mod layer;
 mod patience;
 mod progress;

@@ -1,5 +1,7 @@
 //! What other errors are to clients.
 
+use std::io::ErrorKind;
+
 use super::{Code, Problem};
 use crate::dispatch::{DeleteError, SubmitError};
 use crate::logs::LogError;
@@ -38,6 +40,11 @@ impl From<CheckError> for Problem {
 impl From<lazaret_sandbox::image::Error> for Problem {
     fn from(error: lazaret_sandbox::image::Error) -> Self {
         match code_of(&error) {
+            Some(Code::Unavailable) => {
+                tracing::error!(%error, "the image store has no room");
+                let detail = "the disk is full: no image can be stored until there is room";
+                Self::new(Code::Unavailable, detail).with_retry_after()
+            }
             Some(code) => Self::new(code, error.to_string()),
             None => {
                 tracing::error!(%error, "the image store failed a request");
@@ -60,7 +67,9 @@ fn code_of(error: &lazaret_sandbox::image::Error) -> Option<Code> {
         | Error::WrongDigest { .. }
         | Error::TooLarge { .. } => Some(Code::BadImage),
         Error::InLayer { error, .. } => code_of(error),
-        Error::Io { .. } => None,
+        Error::Io { source, .. } => {
+            (source.kind() == ErrorKind::StorageFull).then_some(Code::Unavailable)
+        }
     }
 }
 

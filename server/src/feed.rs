@@ -1,5 +1,5 @@
-//! The bytes of a layer on their way from the network, which is async, to the unpacker, which
-//! blocks: a few at a time, and with an end that only a whole layer has.
+//! The bytes of an archive on their way from the network, which is async, to the unpacker, which
+//! blocks: a few at a time, and with an end that only a whole archive has.
 
 use std::io::{self, ErrorKind, Read};
 
@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 const PIECES: usize = 4;
 
 /// The network's side.
-pub(super) struct Feeder(mpsc::Sender<Piece>);
+pub(crate) struct Feeder(mpsc::Sender<Piece>);
 
-/// The unpacker's side. It ends only where the feeder said so: a pull that is given up is an error,
+/// The unpacker's side. It ends only where the feeder said so: one that is gone is an error,
 /// not the end of an archive.
-pub(super) struct Feed {
+pub(crate) struct Feed {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
     has_ended: bool,
@@ -27,22 +27,22 @@ enum Piece {
 
 /// The unpacker reads no more: it has found something wrong.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unread;
+pub(crate) struct Unread;
 
 /// Both sides.
-pub(super) fn channel() -> (Feeder, Feed) {
+pub(crate) fn channel() -> (Feeder, Feed) {
     let (sender, pieces) = mpsc::channel(PIECES);
     (Feeder(sender), Feed { pieces, current: Bytes::new(), has_ended: false })
 }
 
 impl Feeder {
     /// Hands bytes over, when there is room.
-    pub(super) async fn feed(&self, bytes: Bytes) -> Result<(), Unread> {
+    pub(crate) async fn feed(&self, bytes: Bytes) -> Result<(), Unread> {
         self.0.send(Piece::Some(bytes)).await.map_err(|_closed| Unread)
     }
 
-    /// Says that the layer is whole.
-    pub(super) async fn end(self) -> Result<(), Unread> {
+    /// Says that the archive is whole.
+    pub(crate) async fn end(self) -> Result<(), Unread> {
         self.0.send(Piece::End).await.map_err(|_closed| Unread)
     }
 }
@@ -54,7 +54,7 @@ impl Read for Feed {
                 Some(Piece::Some(bytes)) => self.current = bytes,
                 Some(Piece::End) => self.has_ended = true,
                 None => {
-                    return Err(io::Error::new(ErrorKind::ConnectionAborted, "the pull ended"));
+                    return Err(io::Error::new(ErrorKind::ConnectionAborted, "its sender is gone"));
                 }
             }
         }
