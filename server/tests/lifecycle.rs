@@ -294,8 +294,10 @@ fn a_server_whose_zygote_is_gone_ends_and_loses_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
     let server = Server::start(&data);
-    let id = server.submit(&json!({"script": "sleep 1; echo done"}));
-    server.wait_for(&id, "running");
+    let id = server.submit(&json!({"script": "echo begun; sleep 1; echo done"}));
+    // Before that it may have no container yet, and then gets none without a zygote.
+    let log = format!("/v1/jobs/{id}/logs?follow=false");
+    wait_until("its program runs", || server.get(&log).body == "begun\n");
     send_signal("KILL", server.zygotes()[0]);
     assert!(!server.ended().success());
     let server = Server::start(&data);

@@ -1,4 +1,4 @@
-//! In which form a log is told: what `Accept` asks for (RFC 9110 12.5.1).
+//! In which form something is told: what `Accept` asks for (RFC 9110 12.5.1).
 
 use std::cmp::Reverse;
 
@@ -9,7 +9,7 @@ use mime::Mime;
 use super::problem::{Code, Problem};
 use crate::logs::frame::Format;
 
-/// The forms there are, by the media types that ask for them; where a client does not care, the
+/// The forms of a log, by the media types that ask for them; where a client does not care, the
 /// first is taken.
 const FORMS: [(Format, &[&str]); 3] = [
     (Format::Text, &["text/plain"]),
@@ -17,11 +17,19 @@ const FORMS: [(Format, &[&str]); 3] = [
     (Format::EventStream, &["text/event-stream"]),
 ];
 
-/// The form that the client likes best. Text if it asks for nothing that there is.
+/// The form of a log that the client likes best. Text if it asks for nothing that there is.
 ///
 /// # Errors
 /// If it will have none of them, and says so of text.
 pub(super) fn log_format(headers: &HeaderMap) -> Result<Format, Problem> {
+    chosen(headers, &FORMS)
+}
+
+/// Which of `forms` the client likes best; the first if it asks for nothing that there is.
+///
+/// # Errors
+/// If it will have none of them, and says so of the first.
+pub(super) fn chosen<F: Copy>(headers: &HeaderMap, forms: &[(F, &[&str])]) -> Result<F, Problem> {
     let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges: Vec<Range> = values.flat_map(|value| value.split(',')).filter_map(range).collect();
     let wish = |types: &[&str]| {
@@ -31,17 +39,19 @@ pub(super) fn log_format(headers: &HeaderMap) -> Result<Format, Problem> {
         // The most precise range counts, whatever the others say.
         fit.max().map(|(precision, place, permille)| (permille, precision, place))
     };
+    let (first, first_types) = forms[0];
     // Of equals the last is taken, so the first comes last.
-    let wishes = FORMS.into_iter().rev().filter_map(|(form, types)| Some((wish(types)?, form)));
+    let wishes = forms.iter().rev().filter_map(|(form, types)| Some((wish(types)?, *form)));
     let best = wishes.max_by_key(|(wish, _)| *wish);
     match best {
         Some(((permille, ..), form)) if permille > 0 => Ok(form),
-        Some(_) if wish(FORMS[0].1).is_some() => {
-            let types = FORMS.map(|(_, types)| format!("`{}`", types[0])).join(", ");
+        Some(_) if wish(first_types).is_some() => {
+            let types = forms.iter().map(|(_, types)| format!("`{}`", types[0]));
+            let types = types.collect::<Vec<_>>().join(", ");
             let detail = format!("`Accept` refuses all there is: {types}");
             Err(Problem::new(Code::NotAcceptable, detail))
         }
-        Some(_) | None => Ok(Format::Text),
+        Some(_) | None => Ok(first),
     }
 }
 

@@ -1,15 +1,8 @@
 //! `/v1/jobs/{id}/logs`: what a job wrote, while it runs and after.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use axum::response::{IntoResponse, Response};
-use futures_core::Stream;
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::{IntoResponse as _, Response};
 use tokio::sync::mpsc;
 
 use super::Api;
@@ -17,11 +10,11 @@ use super::accept;
 use super::jobs::parse_id;
 use super::problem::{Code, NO_CONTENT, Problem};
 use super::query::{Parameters, refused};
+use super::streamed::streamed;
 use crate::logs::follow::{self, CHUNK_QUEUE, Extent, Wanted};
 use crate::logs::frame::{Frame, StreamName};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Tells what a job wrote: history and live tail are one stream.
 #[utoipa::path(
@@ -85,29 +78,9 @@ pub(super) async fn get(
     let (chunks, body) = mpsc::channel(CHUNK_QUEUE);
     let wanted = Wanted { id, after, step, stream, extent, format };
     api.tracker.spawn(follow::tell(api.log_source(), wanted, chunks));
-    let mut response = Body::from_stream(Chunks(body)).into_response();
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
-    headers.insert(
-        HeaderName::from_static("x-content-type-options"),
-        HeaderValue::from_static("nosniff"),
-    );
-    Ok(response)
+    Ok(streamed(format.media_type(), body))
 }
 
 fn number(name: &str, text: &str) -> Result<u64, Problem> {
     text.parse().map_err(|_not_a_number| refused(name, text, "give a whole number"))
-}
-
-/// What a follower tells, as a body.
-pub(super) struct Chunks(pub(super) mpsc::Receiver<io::Result<Bytes>>);
-
-impl Stream for Chunks {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context)
-    }
 }

@@ -16,6 +16,7 @@ pub mod problem;
 mod pulls;
 mod query;
 mod request_id;
+mod streamed;
 #[cfg(test)]
 mod tests;
 mod uploads;

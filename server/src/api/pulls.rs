@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::header::LOCATION;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
 use lazaret_sandbox::image::Image;
 use serde::{Deserialize, Serialize};
@@ -16,22 +16,34 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use super::Api;
+use super::accept;
 use super::body;
 use super::images::ImageView;
-use super::logs::Chunks;
 use super::prefer::Wait;
 use super::problem::{ACCEPTED, Code, Problem, ProblemBody};
 use super::query::Parameters;
+use super::streamed::streamed;
 use crate::registry::{self, LayerProgress, Progress, Pull, Transport};
 
 const EVENT_STREAM: &str = "text/event-stream";
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// The forms that a pull is told in.
+const FORMS: [(Form, &[&str]); 2] =
+    [(Form::Json, &["application/json"]), (Form::Events, &[EVENT_STREAM])];
 /// The pause between two events: nobody reads faster.
 const EVENT_PAUSE: Duration = Duration::from_millis(200);
 /// How often a stream with no events says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Events that wait for a slow reader; it gets the newest after them.
 const EVENT_QUEUE: usize = 2;
+
+/// How a pull is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As it is.
+    Json,
+    /// As it goes.
+    Events,
+}
 
 /// An image to be pulled.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -236,8 +248,10 @@ pub(super) async fn get(
     let pull = id.parse().ok().and_then(|id| api.pulls.get(id));
     let missing = || Problem::new(Code::NotFound, format!("there is no pull `{id}`"));
     let pull = pull.ok_or_else(missing)?;
-    if wants_events(&headers) {
-        return Ok(events(&api, pull));
+    if accept::chosen(&headers, &FORMS)? == Form::Events {
+        let (chunks, body) = mpsc::channel(EVENT_QUEUE);
+        api.tracker.spawn(tell(pull, chunks));
+        return Ok(streamed(EVENT_STREAM, body));
     }
     let progress = finished_within(&pull, wait.duration).await;
     let mut response = Json(PullView::new(&pull, &progress)).into_response();
@@ -252,23 +266,6 @@ async fn finished_within(pull: &Pull, wait: Duration) -> Progress {
     // What is seen below is right in every case.
     drop(tokio::time::timeout(wait, finished).await);
     progress.borrow().clone()
-}
-
-fn wants_events(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut ranges = values.flat_map(|value| value.split(','));
-    ranges.any(|range| range.split(';').next().is_some_and(|media| media.trim() == EVENT_STREAM))
-}
-
-fn events(api: &Api, pull: Arc<Pull>) -> Response {
-    let (chunks, body) = mpsc::channel(EVENT_QUEUE);
-    api.tracker.spawn(tell(pull, chunks));
-    let mut response = Body::from_stream(Chunks(body)).into_response();
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
-    response
 }
 
 /// Tells how far the pull is, until its end, or until nobody listens. When the server stops, the

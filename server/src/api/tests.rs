@@ -139,7 +139,8 @@ async fn a_body_may_be_as_long_as_it_may_and_no_longer() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_does_not_arrive_is_a_problem() {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let request = post_body("/body", "application/json", Body::from_stream(logs::Chunks(receiver)));
+    let request =
+        post_body("/body", "application/json", Body::from_stream(streamed::Chunks(receiver)));
     let response = tokio::time::timeout(Duration::from_secs(3600), send(request)).await;
     problem(response.expect("ends by itself"), 408).await;
     drop(sender);
