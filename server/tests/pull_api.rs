@@ -155,3 +155,16 @@ fn what_cannot_be_pulled_is_refused_at_once() {
     }
     assert_eq!(server.get("/v1/images/pulls/none").status, 404);
 }
+
+#[test]
+fn an_image_that_the_disk_has_no_room_for_leaves_all_of_it() {
+    let (registry, directory) = (Registry::start(), tempfile::tempdir().expect("a directory"));
+    let server = Server::start_on_small_disk(&directory.path().join("data"), 16);
+    registry.put("latest", &images::image(&[&[("large", &images::noise(24 << 20))]]));
+    let answer = server.post("/v1/images?wait=30", &wanted(&registry));
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.contains("the disk is full"), "{}", answer.body);
+    registry.put("latest", &busybox());
+    let answer = server.post("/v1/images?wait=30", &wanted(&registry));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}

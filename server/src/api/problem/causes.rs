@@ -42,8 +42,7 @@ impl From<lazaret_sandbox::image::Error> for Problem {
         match code_of(&error) {
             Some(Code::Unavailable) => {
                 tracing::error!(%error, "the image store has no room");
-                let detail = "the disk is full: no image can be stored until there is room";
-                Self::new(Code::Unavailable, detail).with_retry_after()
+                no_room_for_images()
             }
             Some(code) => Self::new(code, error.to_string()),
             None => {
@@ -52,6 +51,11 @@ impl From<lazaret_sandbox::image::Error> for Problem {
             }
         }
     }
+}
+
+fn no_room_for_images() -> Problem {
+    let detail = "the disk is full: no image can be stored until there is room";
+    Problem::new(Code::Unavailable, detail).with_retry_after()
 }
 
 /// What an answer of the image store means for the client; none if it is our failure.
@@ -141,6 +145,11 @@ impl From<&PullError> for Problem {
                 Self::new(Code::RegistryUnreachable, detail)
             }
             PullError::Interrupted { .. } => Self::new(Code::Draining, detail).with_retry_after(),
+            PullError::Image { source, .. } | PullError::Layer { source, .. }
+                if code_of(source) == Some(Code::Unavailable) =>
+            {
+                no_room_for_images()
+            }
             PullError::Image { .. } | PullError::Layer { .. } if error.is_failure() => {
                 Self::internal()
             }
