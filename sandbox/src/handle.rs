@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{At as _, Result, Stage};
+use crate::image::Upper;
 use crate::outcome::{Outcome, StepOutcome};
 use crate::spec::ContainerSpec;
 use crate::wire::{Channel, MAX_FRAME_BYTES};
@@ -54,11 +55,13 @@ pub enum Event {
 pub struct Container {
     id: String,
     channel: Channel,
+    /// What it wrote, once it has told its end.
+    upper: Option<Upper>,
 }
 
 impl Container {
     pub(crate) fn new(id: String, socket: OwnedFd) -> Self {
-        Self { id, channel: Channel::new(socket, MAX_FRAME_BYTES) }
+        Self { id, channel: Channel::new(socket, MAX_FRAME_BYTES), upper: None }
     }
 
     /// The name of its directory in `$run` and of its cgroup.
@@ -98,8 +101,17 @@ impl Container {
     /// # Errors
     /// At [`Stage::Shim`], with `UnexpectedEof`, if the shim died before it finished.
     pub fn try_event(&mut self) -> Result<Option<Event>> {
-        let event = self.channel.try_recv().at(Stage::Shim)?;
-        Ok(event.map(|(event, _)| event))
+        let Some((event, fds)) = self.channel.try_recv().at(Stage::Shim)? else {
+            return Ok(None);
+        };
+        self.upper = fds.into_iter().next().map(Upper::new);
+        Ok(Some(event))
+    }
+
+    /// What the container wrote, after [`Event::Finished`] with the verdict `success`. Its memory is
+    /// free once this is dropped.
+    pub fn take_upper(&mut self) -> Option<Upper> {
+        self.upper.take()
     }
 
     /// The next event, waiting for it at most `timeout_ms` milliseconds.

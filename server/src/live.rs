@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazaret_sandbox::image::Hold;
+use lazaret_sandbox::image::{Hold, ImageName};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -32,11 +32,25 @@ pub struct LiveJob {
     _image: Option<Arc<Hold>>,
     /// Cancelled when the client wants the job to end.
     pub cancel: CancellationToken,
+    /// What an image is called that is made of what it writes, if that was asked for after the job
+    /// was made.
+    commit: Arc<Mutex<Wish>>,
+}
+
+/// A wish that can come until it is carried out.
+#[derive(Debug, Default)]
+struct Wish {
+    name: Option<ImageName>,
+    is_too_late: bool,
 }
 
 impl LiveJob {
     /// Tells that the store now has the job in this state.
     pub fn moved(&self, state: State, attempt: u32) {
+        if state == State::Queued {
+            // The next attempt is in time for everything; what was asked for, the store has.
+            *self.commit.lock().unwrap_or_else(PoisonError::into_inner) = Wish::default();
+        }
         self.progress.send_modify(|progress| {
             let changes = progress.changes.wrapping_add(1);
             *progress = Progress { state, attempt, changes, finished: None };
@@ -49,6 +63,23 @@ impl LiveJob {
             let (state, attempt) = (job.state, job.attempt);
             *progress = Progress { state, attempt, changes, finished: Some(Arc::new(job)) };
         });
+    }
+
+    /// Asks for an image to be made of what the job writes. False if that is too late.
+    #[must_use]
+    pub fn wish_commit(&self, name: ImageName) -> bool {
+        let mut wish = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
+        if !wish.is_too_late {
+            wish.name = Some(name);
+        }
+        !wish.is_too_late
+    }
+
+    /// What was asked for last; from here on it is too late, for this attempt.
+    pub fn take_commit(&self) -> Option<ImageName> {
+        let mut wish = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
+        wish.is_too_late = true;
+        wish.name.take()
     }
 
     /// Tells that the store has a newer version of the job, in the same state.
@@ -87,6 +118,7 @@ impl Live {
             progress: Arc::new(watch::Sender::new(progress)),
             _image: image,
             cancel: CancellationToken::new(),
+            commit: Arc::default(),
         };
         self.lock().insert(id, job.clone());
         job

@@ -6,14 +6,15 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lazaret_sandbox::image::ImageStore;
+use lazaret_sandbox::image::{self, ImageName, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use lazaret_sandbox::{Container, Event};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::clock;
 use crate::holds;
-use crate::job::{self, Inputs, JobEnd, JobId, JobSpec};
+use crate::job::{self, Inputs, JobEnd, JobId, JobImage, JobSpec};
 use crate::live::LiveJob;
 use crate::logs::LogFiles;
 use crate::logs::harvest::{self, Harvest};
@@ -166,13 +167,19 @@ pub async fn run(
     job: &LiveJob,
     has_started: &(dyn Fn() + Sync),
 ) -> Ended {
-    let (id, attempt) = (claimed.id, claimed.attempt);
+    let (id, attempt, spec) = (claimed.id, claimed.attempt, Arc::clone(&claimed.spec));
     let bound = Duration::from_millis(claimed.spec.job_wall_ms.get()) + runner.grace;
     let (outcome, container) = match start(runner, claimed) {
         Ok(mut running) => {
             let watched = tokio::time::timeout(bound, watch(&mut running, job, has_started)).await;
             match watched.unwrap_or(Err(Fault::Late)) {
-                Ok(outcome) => (Ok(outcome), Some(running)),
+                Ok(mut outcome) => {
+                    let name = job.take_commit().or_else(|| spec.commit.clone());
+                    if let Some(name) = name.filter(|_| outcome.verdict == Verdict::Success) {
+                        commit(runner, &mut running, (&spec.image, name), &mut outcome);
+                    }
+                    (Ok(outcome), Some(running))
+                }
                 Err(fault) => {
                     let grace = runner.grace.min(KILL_GRACE);
                     let has_ended = kill(&mut running.container, grace);
@@ -222,6 +229,26 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<Container, Fault>
         spec.container(job::attempt_name(id, attempt), runner.images.rootfs(&image), inputs);
     container.start(asked, spool.as_fd())?;
     Ok(container)
+}
+
+/// Makes an image of what the container wrote. If there can be none, that is how the job has ended.
+fn commit(
+    runner: &Runner,
+    running: &mut Running,
+    (image, name): (&JobImage, ImageName),
+    outcome: &mut Outcome,
+) {
+    let images = &runner.images;
+    let committed = tokio::task::block_in_place(|| {
+        let gone = || image::Error::NotFound { name: image.name.clone() };
+        let base = holds::find(images, image)?.ok_or_else(gone)?;
+        let upper = running.container.take_upper().ok_or_else(gone)?;
+        images.commit(&base, &upper, name.clone(), clock::now())
+    });
+    if let Err(error) = committed {
+        outcome.verdict = if error.is_failure() { Verdict::Fault } else { Verdict::Failure };
+        outcome.detail = Some(format!("could not commit to the image `{name}`: {error}"));
+    }
 }
 
 /// Passes on what the container tells until it tells its outcome, and the wish for its end.

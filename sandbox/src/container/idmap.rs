@@ -27,6 +27,14 @@ const SLOTS: u32 = 4_000;
 /// The inner id of init, which no step has.
 pub(crate) const INIT_ID: u32 = 65_535;
 
+/// The id inside its container that a host id of any slot stands for.
+pub(crate) const fn inner_id(host_id: u32) -> Option<u32> {
+    match host_id.checked_sub(FIRST_ID) {
+        Some(id) if id / IDS_PER_SLOT < SLOTS => Some(id % IDS_PER_SLOT),
+        Some(_) | None => None,
+    }
+}
+
 /// A held slot.
 #[derive(Debug)]
 pub(crate) struct Slot {

@@ -44,6 +44,8 @@ const BYTES_PER_INODE: u64 = 4096;
 /// Every container may have so many files at the least, and at the most.
 const MIN_INODES: u64 = 2_048;
 const MAX_INODES: u64 = 1 << 20;
+/// The writable layer's directory in the storage.
+pub(crate) const UPPER: &str = "upper";
 /// The name of every container's host: the same, so that a prepared one fits any job.
 pub(crate) const HOST_NAME: &str = "lazaret";
 
@@ -161,7 +163,7 @@ impl Storage {
         rustix::process::fchdir(self.root.as_fd())?;
         let options = [
             ("lowerdir", lower),
-            ("upperdir", "upper"),
+            ("upperdir", UPPER),
             ("workdir", "work"),
             ("xino", "off"),
             ("index", "off"),
@@ -185,7 +187,7 @@ fn change_root(root: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Makes the directories of the storage, and the files that every container has.
 fn lay_out(root: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
-    for (name, mode) in [("upper", 0o755), ("tmp", 0o1777), ("shm", 0o1777)] {
+    for (name, mode) in [(UPPER, 0o755), ("tmp", 0o1777), ("shm", 0o1777)] {
         make_directory(root, name, mode, owner)?;
     }
     for name in ["work", "lower", "merged", "proc", "dev"] {

@@ -1,6 +1,6 @@
 //! What an image says about running it, as in an OCI image's config.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct ImageConfig {
     pub entrypoint: Vec<String>,
     /// Notes of the image's maker.
     pub labels: BTreeMap<String, String>,
+    /// Ports that it listens on, each with its protocol: `80/tcp`. Only told.
+    pub ports: BTreeSet<String>,
 }
 
 impl ImageConfig {
@@ -43,6 +45,7 @@ impl Default for ImageConfig {
             command: Vec::new(),
             entrypoint: Vec::new(),
             labels: BTreeMap::new(),
+            ports: BTreeSet::new(),
         }
     }
 }

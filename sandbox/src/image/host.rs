@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Timespec;
 use serde::Serialize;
 
-use super::layer::{Attributes, EntryPath, LayerWriter};
+use super::entry::{Attributes, Entries as _, EntryPath};
+use super::layer::LayerWriter;
 use super::{Digest, Doing as _, ImageConfig, Result};
 use crate::spec::Bind;
 
@@ -140,7 +141,8 @@ impl Skeleton {
                 Kind::Directory { mode } => layer.directory(&path, &attributes(*mode))?,
                 Kind::Link { target } => layer.symlink(&path, &attributes(0o777), target)?,
                 Kind::File { content } => {
-                    layer.file(&path, &attributes(0o644), &mut content.as_bytes())?;
+                    let bytes = content.len() as u64;
+                    layer.file(&path, &attributes(0o644), (bytes, &mut content.as_bytes()))?;
                 }
             }
         }

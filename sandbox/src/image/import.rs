@@ -7,14 +7,14 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use jiff::Timestamp;
-use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::bundle::{self, Bundle, Described};
 use super::layer::Bounds;
 use super::oci::Platform;
 use super::store::own_name;
+use super::walk::{Owners, walk};
 use super::{
-    Doing as _, Error, Image, ImageConfig, ImageName, ImageStore, NewImage, Result, archive, walk,
+    Doing as _, Error, Image, ImageConfig, ImageName, ImageStore, NewImage, Result, archive,
 };
 
 /// What an import is held to.
@@ -67,7 +67,10 @@ impl ImageStore {
         if let Some(bundle) = Bundle::of_directory(directory)? {
             return self.import_bundle(&bundle, name, (now, options));
         }
-        let layer = self.make_layer(options.bounds, |layer| walk::copy(file.as_fd(), layer))?;
+        let layer = self.make_layer(options.bounds, |layer| {
+            walk(file.as_fd(), Owners::Image, layer)?;
+            Ok(None)
+        })?;
         self.add(NewImage::of_layer(name, layer, ImageConfig::default()), now)
     }
 
@@ -140,12 +143,10 @@ impl ImageStore {
         self.add(NewImage { name, digest, aliases, layers: unpacked, platform, config }, now)
     }
 
-    /// A file without a name, with all that `source` gives: it goes with its descriptor.
+    /// A file with all that `source` gives.
     fn keep(&self, mut source: impl Read, max_bytes: u64) -> Result<File> {
         let doing = || "could not keep the archive".to_owned();
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = openat(CWD, self.layers(), flags, Mode::RUSR | Mode::WUSR).doing(doing)?;
-        let mut file = File::from(file);
+        let mut file = self.unnamed_file()?;
         let kept = io::copy(&mut source.by_ref().take(max_bytes), &mut file).doing(doing)?;
         if kept == max_bytes && source.read(&mut [0]).doing(doing)? > 0 {
             return Err(Error::TooLarge { limit: format!("{max_bytes} bytes") });

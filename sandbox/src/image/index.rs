@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::layers::sync_directory;
+use super::outgoing::PackedLayer;
 use super::{Digest, Doing as _, Image, ImageName, Layer, Result};
 
 const INDEX: &str = "index.json";
@@ -28,6 +29,17 @@ pub(super) struct Index {
     /// was interrupted has done already.
     #[serde(default)]
     pub(super) layers: Vec<Layer>,
+    /// Layers, and archives that they are known to be.
+    #[serde(default)]
+    pub(super) packed: Vec<(Digest, PackedLayer)>,
+}
+
+impl Default for Index {
+    /// That of an empty store.
+    fn default() -> Self {
+        let (images, replaced, layers, packed) = Default::default();
+        Self { version: VERSION, images, replaced, layers, packed }
+    }
 }
 
 impl Index {
@@ -38,8 +50,7 @@ impl Index {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let (images, replaced, layers) = (Vec::new(), Vec::new(), Vec::new());
-                return Ok(Self { version: VERSION, images, replaced, layers });
+                return Ok(Self::default());
             }
             Err(error) => return Err(error).doing(doing),
         };
@@ -96,6 +107,12 @@ impl Index {
     pub(super) fn needs(&self, layer: &Digest) -> bool {
         let images = self.images.iter().chain(&self.replaced);
         images.flat_map(|image| &image.layers).any(|needed| needed.digest == *layer)
+    }
+
+    /// Forgets the archives of layers that have gone.
+    pub(super) fn forget_packed(&mut self) {
+        let packed = std::mem::take(&mut self.packed).into_iter();
+        self.packed = packed.filter(|(layer, _)| self.layer(layer).is_some()).collect();
     }
 
     /// Takes an image in. Answers with the one that had its name before, if it was another.

@@ -12,81 +12,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::entry::{Attributes, Entries, EntryPath, Node, bad, unreadable};
 use super::{Doing as _, Error, Result, tree};
 use crate::spec::MAX_ID;
 
-/// The longest path of an entry, as for a path that a program can use at once (`PATH_MAX`).
-const MAX_PATH_LENGTH: usize = 4095;
-/// The longest name in a directory (`NAME_MAX`).
-const MAX_COMPONENT_LENGTH: usize = 255;
-/// How many directories may lie one in another.
-const MAX_DEPTH: usize = 256;
 /// Marks a directory that hides what lower layers have below it.
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 const COPY_BYTES: usize = 128 << 10;
-
-/// Where an entry goes: relative, without `.`, `..` and empty parts. Empty for the layer's root.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EntryPath(Vec<u8>);
-
-impl EntryPath {
-    /// `raw` as an archive has it. A leading `/` means the layer's root.
-    pub(super) fn parse(raw: &[u8]) -> Result<Self> {
-        let refused = |what: &str| bad(raw, what);
-        let parts = raw.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
-        let parts: Vec<&[u8]> = parts.collect();
-        if raw.contains(&0) {
-            return Err(refused("has a zero byte in its name"));
-        }
-        if parts.contains(&&b".."[..]) {
-            return Err(refused("leaves the image by `..`"));
-        }
-        if parts.len() > MAX_DEPTH || raw.len() > MAX_PATH_LENGTH {
-            return Err(refused("has a path that is too long"));
-        }
-        if parts.iter().any(|part| part.len() > MAX_COMPONENT_LENGTH) {
-            return Err(refused("has a name that is too long"));
-        }
-        Ok(Self(parts.join(&b'/')))
-    }
-
-    /// The path below the layer's root.
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Parent directory and name. The root has no name.
-    pub(super) fn split(&self) -> (&[u8], &[u8]) {
-        match self.0.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
-            None => (&[], &self.0),
-        }
-    }
-}
-
-/// What is kept of an entry beside its content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Attributes {
-    /// Permission bits, setuid, setgid and sticky included.
-    pub(super) mode: u32,
-    /// Owner, as the image has it.
-    pub(super) uid: u64,
-    /// Group, as the image has it.
-    pub(super) gid: u64,
-    /// When the content was last changed.
-    pub(super) modified_at: Timespec,
-    /// Extended attributes; all but `user.*` are dropped.
-    pub(super) xattrs: Vec<(String, Vec<u8>)>,
-}
-
-/// A node that is neither file, directory nor link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Node {
-    /// A named pipe.
-    Fifo,
-    /// A character device 0:0: the overlay hides the file of this name in lower layers.
-    Whiteout,
-}
 
 /// How large a layer may get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,89 +51,6 @@ impl LayerWriter {
     /// Writes below `root`, an empty directory of ours.
     pub(super) const fn new(root: OwnedFd, bounds: Bounds) -> Self {
         Self { root, bounds, entries: 0, bytes: 0, directory_times: Vec::new() }
-    }
-
-    /// A directory; one that is there already gets these attributes.
-    pub(super) fn directory(&mut self, path: &EntryPath, attributes: &Attributes) -> Result<()> {
-        self.count_entry()?;
-        let directory = self.open_or_make(path)?;
-        set_attributes(&directory, attributes).map_err(|error| at(path, error))?;
-        self.directory_times.push((path.clone(), attributes.modified_at));
-        Ok(())
-    }
-
-    /// A regular file with all that `content` gives.
-    pub(super) fn file(
-        &mut self,
-        path: &EntryPath,
-        attributes: &Attributes,
-        content: &mut dyn Read,
-    ) -> Result<u64> {
-        self.count_entry()?;
-        let (parent, name) = self.parent_of(path)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let file = openat(&parent, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| at(path, error))?;
-        let file = File::from(file);
-        let bytes = self.copy(path, content, &file)?;
-        set_attributes(&file, attributes).map_err(|error| at(path, error))?;
-        futimens(&file, &times(attributes.modified_at)).map_err(|error| at(path, error))?;
-        Ok(bytes)
-    }
-
-    /// A symbolic link; where it leads matters only inside a container.
-    pub(super) fn symlink(
-        &mut self,
-        path: &EntryPath,
-        attributes: &Attributes,
-        target: &[u8],
-    ) -> Result<()> {
-        self.count_entry()?;
-        let (parent, name) = self.parent_of(path)?;
-        symlinkat(target, &parent, name).map_err(|error| at(path, error))?;
-        own_node(&parent, name, attributes).map_err(|error| at(path, error))
-    }
-
-    /// Another name for a file of this layer.
-    pub(super) fn hard_link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<()> {
-        self.count_entry()?;
-        let (parent, name) = self.parent_of(path)?;
-        let (target_parent, target_name) = target.split();
-        let missing = |_| bad(path.as_bytes(), "is a hard link to a file that is not in the layer");
-        let target_parent =
-            tree::open_beneath(self.root.as_fd(), target_parent).map_err(missing)?;
-        match linkat(&target_parent, target_name, &parent, name, AtFlags::empty()) {
-            Err(Errno::NOENT) => Err(missing(Errno::NOENT)),
-            Err(Errno::PERM) => Err(bad(path.as_bytes(), "is a hard link to a directory")),
-            linked => linked.map_err(|error| at(path, error)),
-        }
-    }
-
-    /// A named pipe or a whiteout.
-    pub(super) fn node(
-        &mut self,
-        path: &EntryPath,
-        attributes: &Attributes,
-        node: Node,
-    ) -> Result<()> {
-        self.count_entry()?;
-        let (parent, name) = self.parent_of(path)?;
-        let kind = match node {
-            Node::Fifo => FileType::Fifo,
-            Node::Whiteout => FileType::CharacterDevice,
-        };
-        let mode = Mode::from_raw_mode(attributes.mode & 0o777);
-        mknodat(&parent, name, kind, mode, 0).map_err(|error| at(path, error))?;
-        // The node was made just now, so it is no link that this could follow.
-        chmodat(&parent, name, mode, AtFlags::empty()).map_err(|error| at(path, error))?;
-        own_node(&parent, name, attributes).map_err(|error| at(path, error))
-    }
-
-    /// Hides what lower layers have below `path`.
-    pub(super) fn opaque(&mut self, path: &EntryPath) -> Result<()> {
-        self.count_entry()?;
-        let directory = self.open_or_make(path)?;
-        fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty()).map_err(|error| at(path, error))
     }
 
     /// All is written and on disk. Answers with the bytes of all files.
@@ -285,6 +134,81 @@ impl LayerWriter {
     }
 }
 
+impl Entries for LayerWriter {
+    fn directory(&mut self, path: &EntryPath, attributes: &Attributes) -> Result<()> {
+        self.count_entry()?;
+        let directory = self.open_or_make(path)?;
+        set_attributes(&directory, attributes).map_err(|error| at(path, error))?;
+        self.directory_times.push((path.clone(), attributes.modified_at));
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        path: &EntryPath,
+        attributes: &Attributes,
+        (announced, content): (u64, &mut dyn Read),
+    ) -> Result<()> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let file = openat(&parent, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| at(path, error))?;
+        let file = File::from(file);
+        if self.copy(path, content, &file)? != announced {
+            return Err(bad(path.as_bytes(), "is cut short"));
+        }
+        set_attributes(&file, attributes).map_err(|error| at(path, error))?;
+        futimens(&file, &times(attributes.modified_at)).map_err(|error| at(path, error))
+    }
+
+    fn symlink(&mut self, path: &EntryPath, attributes: &Attributes, target: &[u8]) -> Result<()> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        symlinkat(target, &parent, name).map_err(|error| at(path, error))?;
+        own_node(&parent, name, attributes).map_err(|error| at(path, error))
+    }
+
+    fn hard_link(
+        &mut self,
+        path: &EntryPath,
+        _of_the_file: &Attributes,
+        target: &EntryPath,
+    ) -> Result<()> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        let (target_parent, target_name) = target.split();
+        let missing = |_| bad(path.as_bytes(), "is a hard link to a file that is not in the layer");
+        let target_parent =
+            tree::open_beneath(self.root.as_fd(), target_parent).map_err(missing)?;
+        match linkat(&target_parent, target_name, &parent, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Err(missing(Errno::NOENT)),
+            Err(Errno::PERM) => Err(bad(path.as_bytes(), "is a hard link to a directory")),
+            linked => linked.map_err(|error| at(path, error)),
+        }
+    }
+
+    fn node(&mut self, path: &EntryPath, attributes: &Attributes, node: Node) -> Result<()> {
+        self.count_entry()?;
+        let (parent, name) = self.parent_of(path)?;
+        let kind = match node {
+            Node::Fifo => FileType::Fifo,
+            Node::Whiteout => FileType::CharacterDevice,
+        };
+        let mode = Mode::from_raw_mode(attributes.mode & 0o777);
+        mknodat(&parent, name, kind, mode, 0).map_err(|error| at(path, error))?;
+        // The node was made just now, so it is no link that this could follow.
+        chmodat(&parent, name, mode, AtFlags::empty()).map_err(|error| at(path, error))?;
+        own_node(&parent, name, attributes).map_err(|error| at(path, error))
+    }
+
+    fn opaque(&mut self, path: &EntryPath) -> Result<()> {
+        self.count_entry()?;
+        let directory = self.open_or_make(path)?;
+        fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty()).map_err(|error| at(path, error))
+    }
+}
+
 /// Owner first: a change of owner takes setuid bits away.
 fn set_attributes(file: &impl AsFd, attributes: &Attributes) -> Result<(), Errno> {
     let (uid, gid) = owner(attributes);
@@ -315,20 +239,6 @@ fn is_kept(name: &str) -> bool {
 
 const fn times(modified_at: Timespec) -> Timestamps {
     Timestamps { last_access: modified_at, last_modification: modified_at }
-}
-
-/// What is wrong with the archive at this entry.
-pub(super) fn bad(entry: &[u8], what: &str) -> Error {
-    let entry = String::from_utf8_lossy(&entry[..entry.len().min(MAX_COMPONENT_LENGTH)]);
-    Error::BadArchive { entry: entry.escape_debug().to_string(), what: what.into() }
-}
-
-/// What is wrong with an archive that could not be read at this entry.
-pub(super) fn unreadable(entry: &[u8], error: &io::Error) -> Error {
-    if error.kind() == ErrorKind::QuotaExceeded {
-        return Error::TooLarge { limit: error.to_string() };
-    }
-    bad(entry, &format!("could not be read: {error}"))
 }
 
 /// What an answer of the kernel says about the entry: some are the archive's fault.

@@ -14,7 +14,9 @@
 
 mod archive;
 mod bundle;
+mod commit;
 mod config;
+mod entry;
 mod host;
 mod import;
 mod index;
@@ -22,6 +24,8 @@ mod layer;
 mod layers;
 mod new_image;
 pub mod oci;
+mod outgoing;
+mod pack;
 mod reference;
 mod store;
 mod tree;
@@ -38,11 +42,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use commit::Upper;
 pub use config::ImageConfig;
 pub use host::HOST_IMAGE;
 pub use import::ImportOptions;
 pub use layer::Bounds;
 pub use new_image::NewImage;
+pub use outgoing::{Documents, MANIFEST, PackedLayer};
 pub use reference::{ImageName, MAX_NAME_LENGTH};
 pub use store::{ImageStore, Pruned};
 pub use uses::Hold;
@@ -132,6 +138,26 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether this host failed, not the image or whoever asked for it: no room, no permission.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Io { .. } => true,
+            Self::InLayer { error, .. } => error.is_failure(),
+            Self::NotFound { .. }
+            | Self::InUse { .. }
+            | Self::BadName { .. }
+            | Self::BadUser { .. }
+            | Self::NoArchive
+            | Self::NoImage { .. }
+            | Self::BadArchive { .. }
+            | Self::WrongDigest { .. }
+            | Self::TooLarge { .. } => false,
+        }
+    }
+}
+
 /// Says what was being done when the operating system refused.
 trait Doing<T> {
     /// The same result, its error opened with what `doing` says.
@@ -176,7 +202,7 @@ impl Image {
 /// One layer of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
-    /// Of the uncompressed archive, or of the canonical walk of a directory.
+    /// Of the uncompressed archive that it came as, or would be packed as.
     pub digest: Digest,
     /// Bytes of its files.
     pub size_bytes: u64,
@@ -196,6 +222,11 @@ impl Digest {
 
     fn finish(hasher: Sha256) -> Self {
         Self(hasher.finalize().into())
+    }
+
+    /// The digits alone.
+    fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The layer's directory below `layers/`: 120 bits, too many to collide on purpose, and few

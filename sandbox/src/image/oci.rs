@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use oci_spec::image::{self as spec, Arch, MediaType, Os};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Digest, Error, ImageConfig, Result};
 
@@ -29,7 +29,7 @@ pub struct Platform {
 }
 
 /// What a blob is, and where it is found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// Of the blob as it is transferred.
     pub digest: Digest,
@@ -284,6 +284,7 @@ fn image_config(config: &spec::Config) -> ImageConfig {
         command: config.cmd().clone().unwrap_or_default(),
         entrypoint: config.entrypoint().clone().unwrap_or_default(),
         labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
+        ports: config.exposed_ports().iter().flatten().cloned().collect(),
     }
 }
 

@@ -29,6 +29,12 @@ impl ImageName {
     pub fn path(&self) -> &str {
         split_tag(&self.0).0
     }
+
+    /// The tag, if it has one.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        split_tag(&self.0).1
+    }
 }
 
 impl FromStr for ImageName {

@@ -4,7 +4,8 @@
 //! the index is replaced. Whatever is killed at whatever point, the index names whole layers only.
 
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,8 @@ use super::index::Index;
 use super::layer::{Bounds, LayerWriter};
 use super::layers::{self, Unfinished};
 use super::new_image::NewImage;
+use super::outgoing::PackedLayer;
+use super::pack::pack;
 use super::unpack;
 use super::uses::{Hold, Uses};
 use super::{Digest, Doing as _, Error, Image, ImageName, Layer, Result, archive, tree, users};
@@ -132,7 +135,7 @@ impl ImageStore {
             let found = unpack::unpack(archive, layer, bounds)?;
             match expected {
                 Some(expected) if expected != found => Err(Error::WrongDigest { expected, found }),
-                Some(_) | None => Ok(found),
+                Some(_) | None => Ok(Some(found)),
             }
         })
     }
@@ -248,6 +251,30 @@ impl ImageStore {
         users::resolve(&self.rootfs(image).layers, text)
     }
 
+    /// The archives that a layer is known to be, if it was unpacked from one or packed before.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn packed(&self, layer: &Digest) -> Result<Vec<PackedLayer>> {
+        let packed = self.read_index()?.packed.into_iter();
+        Ok(packed.filter(|(of, _)| of == layer).map(|(_, packed)| packed).collect())
+    }
+
+    /// Remembers an archive that a layer is.
+    ///
+    /// # Errors
+    /// If the index cannot be read or written.
+    pub fn remember_packed(&self, layer: &Digest, packed: PackedLayer) -> Result<()> {
+        let _lock = self.lock()?;
+        let mut index = self.read_index()?;
+        let known = (*layer, packed);
+        if index.layer(layer).is_some() && !index.packed.contains(&known) {
+            index.packed.push(known);
+            index.write(&self.directory)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn layers(&self) -> PathBuf {
         self.directory.join(LAYERS)
     }
@@ -262,16 +289,20 @@ impl ImageStore {
         Ok(file)
     }
 
-    /// Makes a layer that `write` fills and whose digest it answers with.
+    /// Makes a layer that `write` fills. Its digest is what that answers with, or that of the
+    /// archive it would be packed as.
     pub(super) fn make_layer(
         &self,
         bounds: Bounds,
-        write: impl FnOnce(&mut LayerWriter) -> Result<Digest>,
+        write: impl FnOnce(&mut LayerWriter) -> Result<Option<Digest>>,
     ) -> Result<Layer> {
         let unfinished = self.new_layer()?;
         let mut layer = LayerWriter::new(unfinished.open()?, bounds);
         let digest = write(&mut layer)?;
-        let layer = Layer { digest, size_bytes: layer.finish()? };
+        let size_bytes = layer.finish()?;
+        let packed = || pack(unfinished.open()?.as_fd(), io::sink());
+        let digest = digest.map_or_else(packed, Ok)?;
+        let layer = Layer { digest, size_bytes };
         let _lock = self.lock()?;
         unfinished.publish(&digest)?;
         let mut index = self.read_index()?;
@@ -324,6 +355,7 @@ impl ImageStore {
         let layers = std::mem::take(&mut index.layers).into_iter();
         index.layers =
             layers.filter(|one| index.needs(&one.digest) || !goes(&one.digest)).collect();
+        index.forget_packed();
         index.write(&self.directory)?;
         forgotten.iter().try_for_each(|image| self.uses.forget(&image.digest))?;
         layers::clean(&self.layers(), |name| {

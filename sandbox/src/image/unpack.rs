@@ -6,7 +6,8 @@ use rustix::fs::Timespec;
 use tar::{Archive, Entry, EntryType};
 
 use super::archive::{self, Allowance, Metered};
-use super::layer::{Attributes, Bounds, EntryPath, LayerWriter, Node, bad, unreadable};
+use super::entry::{Attributes, Entries, EntryPath, Node, bad, unreadable};
+use super::layer::{Bounds, LayerWriter};
 use super::{Digest, Error, Result};
 use crate::spec::MAX_ID;
 
@@ -17,9 +18,9 @@ const HEADER_BYTES: u64 = 1024;
 /// The longest target of a symbolic link (`PATH_MAX`).
 const MAX_TARGET_LENGTH: usize = 4095;
 /// Opens the name of a file that lower layers have and this one has not.
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// Says that lower layers show nothing in this directory.
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Unpacks the uncompressed tar stream `source` into `layer`. Answers with the stream's digest.
 pub(super) fn unpack(source: impl Read, layer: &mut LayerWriter, bounds: Bounds) -> Result<Digest> {
@@ -67,10 +68,13 @@ fn unpack_entry<R: Read>(entry: &mut Entry<'_, R>, layer: &mut LayerWriter) -> R
         }
         EntryType::Directory => layer.directory(&path, &attributes),
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            unpack_file(entry, layer, &path, &attributes)
+            layer.file(&path, &attributes, (entry.size(), entry))
         }
         EntryType::Symlink => layer.symlink(&path, &attributes, &link_target(entry, &path)?),
-        EntryType::Link => layer.hard_link(&path, &EntryPath::parse(&link_target(entry, &path)?)?),
+        EntryType::Link => {
+            let target = EntryPath::parse(&link_target(entry, &path)?)?;
+            layer.hard_link(&path, &attributes, &target)
+        }
         EntryType::Fifo => layer.node(&path, &attributes, Node::Fifo),
         EntryType::Char if is_zero_device(entry) => layer.node(&path, &attributes, Node::Whiteout),
         EntryType::Char | EntryType::Block => Err(bad(
@@ -79,20 +83,6 @@ fn unpack_entry<R: Read>(entry: &mut Entry<'_, R>, layer: &mut LayerWriter) -> R
         )),
         _ => Err(bad(path.as_bytes(), "is of a kind that no image can have")),
     }
-}
-
-fn unpack_file<R: Read>(
-    entry: &mut Entry<'_, R>,
-    layer: &mut LayerWriter,
-    path: &EntryPath,
-    attributes: &Attributes,
-) -> Result<()> {
-    let announced = entry.size();
-    let written = layer.file(path, attributes, entry)?;
-    if written != announced {
-        return Err(bad(path.as_bytes(), "is cut short"));
-    }
-    Ok(())
 }
 
 /// What a name of the kind `.wh.…` hides.

@@ -1,10 +1,9 @@
-//! Copies a directory of the host into a layer, in an order and a form that depend on nothing
-//! but what is in it, so that its digest says what it is.
+//! Tells of all that is below a directory, in an order that depends on nothing but the names.
 
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
@@ -12,18 +11,43 @@ use rustix::fs::{
     statat,
 };
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
 
-use super::layer::{Attributes, EntryPath, LayerWriter, Node, bad};
-use super::{Digest, Error, Result, tree};
+use super::entry::{Attributes, Entries, EntryPath, Node, bad};
+use super::layer::OPAQUE;
+use super::{Error, Result, tree};
+use crate::container::idmap;
 use crate::spec::MAX_ID;
 
 /// The longest list of names, and the longest value, of a file's extended attributes (xattr(7)).
 const MAX_XATTR_BYTES: usize = 64 << 10;
 
-/// Copies what is below `source` into `layer`. Answers with the digest of the walk.
-pub(super) fn copy(source: BorrowedFd<'_>, layer: &mut LayerWriter) -> Result<Digest> {
-    let mut walk = Walk { source, layer, hasher: Sha256::new(), seen: HashMap::new() };
+/// Whose ids the files of a directory have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owners {
+    /// Those that an image has.
+    Image,
+    /// Those of a container on the host, of whichever slot.
+    Container,
+}
+
+impl Owners {
+    /// The id as an image has it.
+    fn id(self, id: u32) -> Option<u32> {
+        let id = match self {
+            Self::Image => Some(id),
+            Self::Container => idmap::inner_id(id),
+        };
+        id.filter(|id| *id <= MAX_ID)
+    }
+}
+
+/// Tells `entries` of all that is below `source`, itself first.
+pub(super) fn walk(
+    source: BorrowedFd<'_>,
+    owners: Owners,
+    entries: &mut impl Entries,
+) -> Result<()> {
+    let mut walk = Walk { source, owners, entries, seen: HashMap::new() };
     // The next path is the last; a directory's names are put there in reverse.
     let mut pending = vec![EntryPath::parse(b"")?];
     while let Some(path) = pending.pop() {
@@ -33,22 +57,22 @@ pub(super) fn copy(source: BorrowedFd<'_>, layer: &mut LayerWriter) -> Result<Di
             pending.push(EntryPath::parse(&child)?);
         }
     }
-    Ok(Digest::finish(walk.hasher))
+    Ok(())
 }
 
-struct Walk<'a> {
+struct Walk<'a, E> {
     source: BorrowedFd<'a>,
-    layer: &'a mut LayerWriter,
-    hasher: Sha256,
+    owners: Owners,
+    entries: &'a mut E,
     /// Files with more than one name, by device and number, and the first name met.
     seen: HashMap<(u64, u64), EntryPath>,
 }
 
-/// What kept an entry from being copied.
+/// What kept an entry from being told of.
 enum Failure {
     /// The source could not be read.
     Read(io::Error),
-    /// The layer could not be written, or the entry cannot be in one.
+    /// Whoever was told refused it, or it cannot be in a layer.
     Refused(Error),
 }
 
@@ -82,26 +106,32 @@ impl Failure {
     }
 }
 
-impl Walk<'_> {
-    /// Copies one entry. Answers with the names in it if it is a directory, sorted.
+impl<E: Entries> Walk<'_, E> {
+    /// Tells of one entry. Answers with the names in it if it is a directory, sorted.
     fn visit(&mut self, path: &EntryPath) -> Result<Vec<CString>, Failure> {
         let (parent, name) = path.split();
         let parent = tree::open_beneath(self.source, parent)?;
         let name = if name.is_empty() { b"." } else { name };
         let stat = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if let Some(first) = self.first_name(path, &stat) {
-            self.note(b'h', path, &[first.as_bytes()]);
-            self.layer.hard_link(path, &first)?;
+            let attributes = self.attributes(path, &stat, Vec::new())?;
+            self.entries.hard_link(path, &attributes, &first)?;
             return Ok(Vec::new());
         }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => return self.visit_directory(path, &stat),
-            FileType::RegularFile => self.visit_file(path, &stat, open(&parent, name)?)?,
+            FileType::RegularFile => {
+                let file = open(&parent, name)?;
+                let attributes = self.attributes(path, &stat, extended_attributes(&file)?)?;
+                let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+                // One that grows meanwhile ends where it ended.
+                let mut content = File::from(file).take(bytes);
+                self.entries.file(path, &attributes, (bytes, &mut content))?;
+            }
             FileType::Symlink => {
                 let target = readlinkat(&parent, name, Vec::new())?;
-                let attributes = self.note_attributes(b'l', path, &stat, Vec::new())?;
-                self.note(b't', path, &[target.as_bytes()]);
-                self.layer.symlink(path, &attributes, target.as_bytes())?;
+                let attributes = self.attributes(path, &stat, Vec::new())?;
+                self.entries.symlink(path, &attributes, target.as_bytes())?;
             }
             FileType::Fifo => self.visit_node(path, &stat, Node::Fifo)?,
             FileType::CharacterDevice if stat.st_rdev == 0 => {
@@ -119,92 +149,54 @@ impl Walk<'_> {
 
     fn visit_directory(&mut self, path: &EntryPath, stat: &Stat) -> Result<Vec<CString>, Failure> {
         let directory = tree::open_beneath(self.source, path.as_bytes())?;
-        let xattrs = extended_attributes(&directory)?;
-        let attributes = self.note_attributes(b'd', path, stat, xattrs)?;
-        self.layer.directory(path, &attributes)?;
+        let attributes = self.attributes(path, stat, extended_attributes(&directory)?)?;
+        self.entries.directory(path, &attributes)?;
+        if is_opaque(&directory) {
+            self.entries.opaque(path)?;
+        }
         let mut names = tree::names(directory.as_fd())?;
         names.sort_unstable();
         Ok(names)
     }
 
-    fn visit_file(&mut self, path: &EntryPath, stat: &Stat, file: OwnedFd) -> Result<(), Failure> {
-        let xattrs = extended_attributes(&file)?;
-        let attributes = self.note_attributes(b'f', path, stat, xattrs)?;
-        let mut content = Hashing { source: File::from(file), hasher: Sha256::new() };
-        self.layer.file(path, &attributes, &mut content)?;
-        self.note(b'c', path, &[&content.hasher.finalize()]);
-        Ok(())
-    }
-
     fn visit_node(&mut self, path: &EntryPath, stat: &Stat, node: Node) -> Result<(), Failure> {
-        let kind = match node {
-            Node::Fifo => b'p',
-            Node::Whiteout => b'w',
+        let attributes = match node {
+            Node::Fifo => self.attributes(path, stat, Vec::new())?,
+            // Nobody sees those of one, and its owner need not be one of the image's.
+            Node::Whiteout => Attributes::NONE,
         };
-        let attributes = self.note_attributes(kind, path, stat, Vec::new())?;
-        Ok(self.layer.node(path, &attributes, node)?)
+        Ok(self.entries.node(path, &attributes, node)?)
     }
 
     /// The name under which this file was met before.
     fn first_name(&mut self, path: &EntryPath, stat: &Stat) -> Option<EntryPath> {
-        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if is_directory || stat.st_nlink < 2 {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        // The overlay gives all whiteouts of an upper layer one inode, which are no links.
+        let has_links = !matches!(kind, FileType::Directory | FileType::CharacterDevice);
+        if !has_links || stat.st_nlink < 2 {
             return None;
         }
         let first = self.seen.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.clone());
         (first != path).then(|| first.clone())
     }
 
-    fn note_attributes(
-        &mut self,
-        kind: u8,
+    fn attributes(
+        &self,
         path: &EntryPath,
         stat: &Stat,
         xattrs: Vec<(String, Vec<u8>)>,
     ) -> Result<Attributes> {
-        if stat.st_uid.max(stat.st_gid) > MAX_ID {
-            let what = format!("has an owner or group above {MAX_ID}");
-            return Err(bad(path.as_bytes(), &what));
-        }
-        let attributes = Attributes {
+        let (uid, gid) = (self.owners.id(stat.st_uid), self.owners.id(stat.st_gid));
+        let (Some(uid), Some(gid)) = (uid, gid) else {
+            return Err(bad(path.as_bytes(), &format!("has an owner or group above {MAX_ID}")));
+        };
+        Ok(Attributes {
             mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid.into(),
-            gid: stat.st_gid.into(),
+            uid: uid.into(),
+            gid: gid.into(),
             modified_at: Timespec { tv_sec: stat.st_mtime, tv_nsec: 0 },
             xattrs,
-        };
-        let numbers = format!(
-            "{:o} {} {} {}",
-            attributes.mode, attributes.uid, attributes.gid, attributes.modified_at.tv_sec
-        );
-        self.note(kind, path, &[numbers.as_bytes()]);
-        for (name, value) in &attributes.xattrs {
-            self.note(b'x', path, &[name.as_bytes(), value]);
-        }
-        Ok(attributes)
-    }
-
-    /// Adds a record to the digest. Each field has its length before it, so that no two walks
-    /// give the same bytes.
-    fn note(&mut self, kind: u8, path: &EntryPath, fields: &[&[u8]]) {
-        self.hasher.update([kind]);
-        for field in std::iter::once(&path.as_bytes()).chain(fields) {
-            self.hasher.update((field.len() as u64).to_le_bytes());
-            self.hasher.update(field);
-        }
-    }
-}
-
-struct Hashing {
-    source: File,
-    hasher: Sha256,
-}
-
-impl Read for Hashing {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.source.read(buffer)?;
-        self.hasher.update(&buffer[..bytes]);
-        Ok(bytes)
+        })
     }
 }
 
@@ -212,6 +204,12 @@ impl Read for Hashing {
 fn open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     openat(parent, name, flags, Mode::empty())
+}
+
+/// Whether a directory hides what lower layers have below it.
+fn is_opaque(directory: &OwnedFd) -> bool {
+    let mut value = [0; 1];
+    fgetxattr(directory, OPAQUE, &mut value) == Ok(1) && value == *b"y"
 }
 
 /// The attributes that an image may have, sorted by name.

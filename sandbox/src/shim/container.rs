@@ -13,6 +13,8 @@ use rustix::process::{
 
 use crate::cgroup::Leaf;
 use crate::container::idmap::Slot;
+use crate::container::mounts::open_directory;
+use crate::container::rootfs::UPPER;
 use crate::error::{At as _, Error, Result, Stage};
 use crate::orders::{self, Order, Report};
 use crate::outcome::{LimitHit, LimitName};
@@ -177,6 +179,12 @@ impl Container {
         } else {
             None
         })
+    }
+
+    /// What it wrote, for who wants to keep it.
+    pub(super) fn upper(&self) -> Result<Option<OwnedFd>> {
+        let upper = |storage: &OwnedFd| open_directory(storage.as_fd(), UPPER);
+        self.storage.as_ref().map(upper).transpose().at(Stage::Rootfs)
     }
 
     /// Ends every process of the container.

@@ -96,7 +96,11 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
     let (outcome, container) = run(container, (&spec, spool), &mut server, shared.cores);
     // Nothing of the job runs any more, so what is left may wait a moment: removing it would only
     // take the CPU from the server while that stores the outcome, and the client waits for that.
-    server.tell(&Event::Finished(outcome.clone())).at(Stage::Shim)?;
+    let upper = match &container {
+        Some(container) if outcome.verdict == Verdict::Success => container.upper()?,
+        Some(_) | None => None,
+    };
+    server.tell_with(&Event::Finished(outcome.clone()), upper).at(Stage::Shim)?;
     let kept = server.await_acknowledgement(Some(STORE_BOUND)).at(Stage::Shim)?;
     // If this fails the zygote sees to it, because of the exit code.
     let removed = container.map_or(Ok(()), Container::tear_down);

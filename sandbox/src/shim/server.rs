@@ -17,7 +17,7 @@ pub(super) struct Server {
     channel: Option<Channel>,
     /// Frames that the socket did not take yet. Two for a step and one for the end at most: the
     /// growth of the spool is told as one number.
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<Waiting>,
     /// Bytes of the first of them that were sent.
     sent: usize,
     /// Length of the spool that was not told yet.
@@ -25,6 +25,13 @@ pub(super) struct Server {
     /// Whether the client asked for the end.
     pub(super) is_cancelled: bool,
     is_acknowledged: bool,
+}
+
+/// A frame that waits, and what travels with it.
+#[derive(Debug)]
+struct Waiting {
+    frame: Vec<u8>,
+    fd: Option<OwnedFd>,
 }
 
 impl Server {
@@ -71,8 +78,14 @@ impl Server {
 
     /// Tells an event, as soon as the socket takes it.
     pub(super) fn tell(&mut self, event: &Event) -> io::Result<()> {
+        self.tell_with(event, None)
+    }
+
+    /// As [`Server::tell`], with a descriptor.
+    pub(super) fn tell_with(&mut self, event: &Event, fd: Option<OwnedFd>) -> io::Result<()> {
         self.grown = None;
-        self.waiting.push_back(wire::frame(event, 0)?);
+        let frame = wire::frame(event, fd.iter().len())?;
+        self.waiting.push_back(Waiting { frame, fd });
         self.send_waiting()
     }
 
@@ -89,13 +102,18 @@ impl Server {
                 let Some(spool_bytes) = self.grown.take() else {
                     return Ok(());
                 };
-                self.waiting.push_back(wire::frame(&Event::Output { spool_bytes }, 0)?);
+                let frame = wire::frame(&Event::Output { spool_bytes }, 0)?;
+                self.waiting.push_back(Waiting { frame, fd: None });
             }
-            let (Some(channel), Some(frame)) = (&self.channel, self.waiting.front()) else {
+            let (Some(channel), Some(Waiting { frame, fd })) =
+                (&self.channel, self.waiting.front())
+            else {
                 self.waiting.clear();
                 return Ok(());
             };
-            match channel.send_some(&frame[self.sent..], &[]) {
+            let fd = fd.as_ref().filter(|_| self.sent == 0);
+            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(|fd| fd.as_fd()).collect();
+            match channel.send_some(&frame[self.sent..], &fds) {
                 Ok(bytes) if self.sent + bytes == frame.len() => {
                     self.waiting.pop_front();
                     self.sent = 0;

@@ -52,6 +52,9 @@ pub(super) struct JobView {
     labels: BTreeMap<String, String>,
     /// Jobs of a higher one start earlier.
     priority: i16,
+    /// What an image is called that is made of what it wrote, once it has succeeded.
+    #[schema(required)]
+    commit: Option<String>,
 }
 
 /// A job as a list shows it: without its steps.
@@ -219,7 +222,8 @@ impl From<Job> for JobView {
             Some(end) => (Some(end.verdict.as_str()), end.detail, end.steps),
             None => (None, None, Vec::new()),
         };
-        let JobSpec { image, steps, disk_bytes, job_wall_ms, labels, priority, .. } = job.spec;
+        let JobSpec { image, steps, disk_bytes, job_wall_ms, labels, priority, commit, .. } =
+            job.spec;
         let mut ended = ended.into_iter();
         Self {
             id: job.id.to_string(),
@@ -240,6 +244,7 @@ impl From<Job> for JobView {
             disk_bytes: disk_bytes.get(),
             labels,
             priority,
+            commit: commit.map(String::from),
         }
     }
 }

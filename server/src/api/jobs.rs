@@ -143,7 +143,8 @@ async fn waits_in_drain(api: &Api, mut wake: watch::Receiver<Progress>) {
     }
 }
 
-async fn find(api: &Api, id: JobId) -> Result<Job, Problem> {
+/// The job.
+pub(super) async fn find(api: &Api, id: JobId) -> Result<Job, Problem> {
     api.store.job(id).await?.ok_or_else(|| Problem::no_job(&id.to_string()))
 }
 
@@ -161,6 +162,13 @@ fn show(job: Job) -> Response {
         *response.status_mut() = ACCEPTED;
     }
     response.headers_mut().extend(tag);
+    response
+}
+
+/// The job, of which something was asked.
+pub(super) fn accepted(job: Job) -> Response {
+    let mut response = show(job);
+    *response.status_mut() = ACCEPTED;
     response
 }
 
@@ -252,13 +260,11 @@ pub(super) async fn cancel(
     let id = parse_id(&id)?;
     let cancelled = api.dispatch.cancel(id).await?;
     let job = find(&api, id).await?;
-    let mut response = show(job);
     match cancelled {
-        Cancelled::Asked => *response.status_mut() = ACCEPTED,
-        Cancelled::AlreadyFinished => {}
-        Cancelled::NotFound => return Err(Problem::no_job(&id.to_string())),
+        Cancelled::Asked => Ok(accepted(job)),
+        Cancelled::AlreadyFinished => Ok(show(job)),
+        Cancelled::NotFound => Err(Problem::no_job(&id.to_string())),
     }
-    Ok(response)
 }
 
 /// Forgets a finished job and all it wrote.

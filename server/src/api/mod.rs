@@ -3,6 +3,7 @@
 
 mod accept;
 pub mod body;
+mod commits;
 mod health;
 mod images;
 mod job_list;
@@ -120,6 +121,7 @@ fn paths() -> OpenApiRouter<Api> {
         .routes(routes!(jobs::create, job_list::list))
         .routes(routes!(jobs::get, jobs::delete))
         .routes(routes!(jobs::cancel))
+        .routes(routes!(commits::create))
         .routes(routes!(logs::get))
         .routes(routes!(images::list, pulls::create))
         .routes(routes!(pulls::get))

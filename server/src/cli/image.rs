@@ -1,7 +1,7 @@
 //! `lazaret image`: the images of a data directory.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -10,6 +10,7 @@ use lazaret_sandbox::image::oci::Platform;
 use lazaret_sandbox::image::{Error, Image, ImageStore, ImportOptions, Pruned};
 use serde_json::json;
 
+use super::client::Server;
 use super::quantity::parse_bytes;
 use super::{CliError, Form, pull};
 use crate::config;
@@ -30,6 +31,26 @@ pub(super) enum Args {
         #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
         platform: Option<Platform>,
         /// Where they are.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Make an image of what a server's job writes, once it has succeeded.
+    Commit {
+        /// Id of a job that waits or runs.
+        job: String,
+        /// What the image is called.
+        name: String,
+        /// The server.
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Write an image as an OCI layout, which other tools read.
+    Export {
+        /// Its name, or `NAME@DIGEST`.
+        name: String,
+        /// The directory to make.
+        directory: PathBuf,
+        /// Where it is.
         #[command(flatten)]
         place: Place,
     },
@@ -54,7 +75,9 @@ pub(super) enum Args {
         place: Place,
     },
     /// Get an image from a registry.
-    Pull(pull::Args),
+    Pull(pull::PullArgs),
+    /// Give an image to a registry, which gets what it lacks.
+    Push(pull::PushArgs),
     /// Remove images. One that a job needs stays.
     Rm {
         /// Their names.
@@ -100,10 +123,18 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
             let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
             print(&[image.map_err(refused)?], form)?;
         }
+        Args::Commit { job, name, server } => {
+            let path = format!("/v1/jobs/{job}/commit");
+            let job = server.post(&path, &json!({ "name": name }))?;
+            let id = job["id"].as_str().unwrap_or_default();
+            form.print(&job, &format!("job {id} becomes `{name}` if it succeeds"))?;
+        }
         Args::Ls { place } => print(&place.open()?.list()?, form)?,
         Args::Inspect { name, place } => inspect(&place.open()?, name)?,
         Args::Prune { place } => tell_pruned(place.open()?.prune()?, form)?,
-        Args::Pull(args) => return pull::run(args, form),
+        Args::Pull(args) => return pull::pull(args, form),
+        Args::Push(args) => return pull::push(args, form),
+        Args::Export { name, directory, place } => export(&place.open()?, name, directory, form)?,
         Args::Rm { names, place } => {
             let store = place.open()?;
             names.iter().try_for_each(|name| store.remove(name))?;
@@ -119,14 +150,18 @@ fn inspect(store: &ImageStore, name: &str) -> Result<(), CliError> {
     Ok(())
 }
 
+fn export(store: &ImageStore, name: &str, directory: &Path, form: Form) -> Result<(), CliError> {
+    let image = store.get(name)?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+    let digest = store.export(&image, directory)?;
+    let told = json!({ "directory": directory, "digest": digest });
+    Ok(form.print(&told, &format!("{}: {digest}", directory.display()))?)
+}
+
 fn tell_pruned(pruned: Pruned, form: Form) -> io::Result<()> {
     let Pruned { images, layers, bytes } = pruned;
-    let mut out = io::stdout().lock();
-    if form == Form::Json {
-        let told = json!({ "images": images, "layers": layers, "bytes": bytes });
-        return writeln!(out, "{told}");
-    }
-    writeln!(out, "removed {images} images and {layers} layers, {} MiB", bytes.div_ceil(1 << 20))
+    let told = json!({ "images": images, "layers": layers, "bytes": bytes });
+    let mib = bytes.div_ceil(1 << 20);
+    form.print(&told, &format!("removed {images} images and {layers} layers, {mib} MiB"))
 }
 
 /// Prints images.

@@ -89,6 +89,9 @@ pub(super) struct Submit {
     /// A label to find the job by; may be given often.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     label: Vec<(String, String)>,
+    /// Make an image of this name of all that it wrote, if it succeeds.
+    #[arg(long, value_name = "NAME")]
+    commit: Option<String>,
     /// Wait until it has ended and show it; the exit code is 1 unless it succeeded.
     #[arg(long)]
     wait: bool,
@@ -156,6 +159,9 @@ impl Submit {
         };
         if let Some(image) = &self.image {
             field("image", json!(image));
+        }
+        if let Some(name) = &self.commit {
+            field("commit", json!(name));
         }
         field("limits", Value::Object(limits));
         field("files", Value::Object(files));

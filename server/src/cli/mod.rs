@@ -1,15 +1,18 @@
 //! The command line: one subcommand a file.
 
 mod client;
+mod containers;
 mod doctor;
 mod image;
 mod input;
 mod job;
 mod openapi;
+mod output;
 mod pull;
 mod quantity;
 mod run;
 mod serve;
+mod transfer;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write as _};
@@ -63,6 +66,16 @@ enum Form {
     Text,
     /// JSON for programs.
     Json,
+}
+
+impl Form {
+    /// Prints one result.
+    fn print(self, json: &serde_json::Value, text: &str) -> io::Result<()> {
+        match self {
+            Self::Text => writeln!(io::stdout(), "{text}"),
+            Self::Json => writeln!(io::stdout(), "{json}"),
+        }
+    }
 }
 
 /// Why a command ended without having done its work.

@@ -1,29 +1,22 @@
 //! `lazaret run`: one job, here and now, without a server.
 
-mod output;
-
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::num::{NonZeroU32, NonZeroU64};
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use jiff::Timestamp;
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When};
-use lazaret_sandbox::{Container, Event, Settings, Zygote, reap_dead};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
-use uuid::Uuid;
 
+use super::containers::{Containers, Ran};
 use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
 use super::{CliError, Form, input, say};
 use crate::config::LimitPolicy;
-use output::Output;
+use crate::request;
 
 /// The exit code for a fault of ours.
 const FAULT: u8 = 125;
@@ -35,11 +28,6 @@ const KILLED: u8 = 137;
 const INTERRUPTED: u8 = 130;
 /// Where programs start if the image does not say.
 const WORKDIR: &str = "/workspace";
-/// Where containers of all these commands keep their state, and lock their ids with the servers'.
-const RUN_DIR: &str = "/run/lazaret/run";
-const IDS_DIR: &str = "/run/lazaret/ids";
-/// The cgroup below which these containers get theirs.
-const CGROUP_PARENT: &str = "lazaret/run";
 
 /// One job, run here.
 #[derive(Debug, clap::Args)]
@@ -73,6 +61,9 @@ pub(super) struct Args {
     /// Give the program what comes on standard input (without it: nothing).
     #[arg(long)]
     stdin: bool,
+    /// Make an image of this name of all that it wrote, if it succeeds.
+    #[arg(long, value_name = "NAME")]
+    commit: Option<String>,
     #[command(flatten)]
     place: Place,
     /// The program and its arguments; the image's own if it is left out.
@@ -92,36 +83,24 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
 }
 
 fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
-    let settings = Settings {
-        run_dir: RUN_DIR.into(),
-        ids_dir: IDS_DIR.into(),
-        cgroup_parent: CGROUP_PARENT.into(),
-        memory_bytes: None,
-        cpuset: None,
-    };
-    let zygote = Zygote::start(&settings).map_err(CliError::refused)?;
-    // What others of this command left that were killed, whose ends nobody waits for.
-    reap_dead(&settings).map_err(CliError::failed)?;
+    let containers = Containers::start()?;
     let store = args.place.open()?;
     let image = find(&store, &args.image)?;
     let _hold = store.hold(&image)?;
+    let commit = args.commit.as_deref().map(|name| request::commit::check(name, &image, &store));
+    let commit = commit.transpose().map_err(|why| CliError::refused(format!("--commit: {why}")))?;
     let limits = args.limits(&LimitPolicy::default())?;
     let spec = args.spec(&store, &image, limits)?;
-    let spool = anonymous_file(&args.place.directory()?)?;
-    let signals = signals()?;
-    let id = Uuid::now_v7().to_string();
-    let mut container = zygote.spawn(&id).map_err(CliError::failed)?;
-    container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
-    let mut output = Output::new(spool, form);
-    let outcome = follow(&mut container, &signals, &mut output);
-    if outcome.is_err() {
-        container.cancel().map_err(CliError::failed)?;
-    }
-    // In any case: nobody else will ever ask how it ended.
-    container.acknowledge().map_err(CliError::failed)?;
-    let outcome = outcome?;
+    let Ran { mut outcome, upper, output } =
+        containers.run(spec, &args.place.directory()?, form)?;
     if output.is_unread() {
         return Err(CliError::Unread);
+    }
+    if let Some((name, upper)) = commit.zip(upper)
+        && let Err(error) = store.commit(&image, &upper, name, Timestamp::now())
+    {
+        outcome.verdict = Verdict::Fault;
+        outcome.detail = Some(format!("could not commit: {error}"));
     }
     match output.into_json(&outcome, &limits) {
         Some(step) => {
@@ -228,56 +207,6 @@ fn read_stdin() -> io::Result<Vec<u8>> {
         stdin.read_to_end(&mut bytes)?;
     }
     Ok(bytes)
-}
-
-/// A file on the disk of the data directory that goes with its last descriptor.
-fn anonymous_file(directory: &Path) -> Result<File, CliError> {
-    let path = directory.join(format!("run-{}.spool", std::process::id()));
-    let doing = |error: io::Error| CliError::refused(format!("`{}`: {error}", path.display()));
-    let mut options = File::options();
-    let file = options.read(true).write(true).create(true).truncate(true).open(&path);
-    let file = file.map_err(doing)?;
-    fs::remove_file(&path).map_err(doing)?;
-    Ok(file)
-}
-
-/// What asks for the end, as a descriptor. Blocked only now: the zygote does not share this.
-fn signals() -> Result<SignalFd, CliError> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGINT);
-    set.add(Signal::SIGTERM);
-    set.add(Signal::SIGHUP);
-    set.thread_block().map_err(CliError::refused)?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    SignalFd::with_flags(&set, flags).map_err(CliError::failed)
-}
-
-/// Takes output as it comes, until the container is gone. The first signal cancels; should the
-/// reader of the output go, that cancels too.
-fn follow(
-    container: &mut Container,
-    signals: &SignalFd,
-    output: &mut Output,
-) -> Result<Outcome, CliError> {
-    loop {
-        {
-            let mut fds =
-                [PollFd::new(&*container, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-            rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(CliError::refused)?;
-        }
-        if signals.read_signal().map_err(CliError::refused)?.is_some() {
-            container.cancel().map_err(CliError::refused)?;
-        }
-        while let Some(event) = container.try_event().map_err(CliError::refused)? {
-            output.take()?;
-            if output.is_unread() {
-                container.cancel().map_err(CliError::refused)?;
-            }
-            if let Event::Finished(outcome) = event {
-                return Ok(outcome);
-            }
-        }
-    }
 }
 
 /// Says on stderr what an exit code alone would not.

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazaret_sandbox::image::Hold;
+use lazaret_sandbox::image::{Hold, ImageName};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -176,6 +176,19 @@ impl Dispatch {
         let inner = Arc::clone(&self.0);
         let task = self.0.tracker.spawn(async move { inner.cancel(id).await });
         task.await.map_err(|_panicked| StoreError::Closed)?
+    }
+
+    /// Has an image of this name made of what an unfinished job writes. False if that is too late.
+    ///
+    /// # Errors
+    /// If the store fails; then there may be an image, or not.
+    pub async fn commit(&self, id: JobId, name: ImageName) -> Result<bool, StoreError> {
+        let Some(job) = self.0.live.get(id).filter(|job| job.wish_commit(name.clone())) else {
+            return Ok(false);
+        };
+        let effect = self.0.store.set_commit(id, name).await?;
+        job.changed();
+        Ok(matches!(effect, Effect::Done))
     }
 
     /// Forgets a finished job and all it wrote.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
-use lazaret_sandbox::image::Digest;
+use lazaret_sandbox::image::{Digest, ImageName};
 use lazaret_sandbox::spec::{
     ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
 };
@@ -36,6 +36,9 @@ pub struct JobSpec {
     pub labels: BTreeMap<String, String>,
     /// Jobs of a higher one start earlier.
     pub priority: i16,
+    /// What an image is called that is made of what the job wrote.
+    #[serde(default)]
+    pub commit: Option<ImageName>,
 }
 
 /// The image a job runs in, as it was when the job was accepted.
@@ -185,5 +188,6 @@ pub(crate) fn sample() -> JobSpec {
         output_overflow: OutputOverflow::Kill,
         labels: BTreeMap::new(),
         priority: 0,
+        commit: None,
     }
 }

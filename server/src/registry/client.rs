@@ -35,7 +35,7 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
 const PARTIAL: u16 = 206;
 const UNAUTHORIZED: u16 = 401;
 const FORBIDDEN: u16 = 403;
-const MISSING: u16 = 404;
+pub(super) const MISSING: u16 = 404;
 const TOO_MANY: u16 = 429;
 
 /// A repository that an image is pulled from.
@@ -43,6 +43,7 @@ pub(super) struct Registry {
     /// Where it is.
     pub(super) source: Source,
     credentials: Credentials,
+    purpose: RegistryOperation,
     tokens: oci_client::Client,
     http: reqwest::Client,
     authorization: RwLock<Authorization>,
@@ -69,6 +70,7 @@ impl Registry {
     pub(super) async fn open(
         source: Source,
         credentials: Credentials,
+        purpose: RegistryOperation,
     ) -> Result<Arc<Self>, PullError> {
         provide_tls();
         let (protocol, is_https_only) = match source.transport() {
@@ -96,7 +98,8 @@ impl Registry {
             (_, Err(error)) => return Err(no_client(error.to_string())),
         };
         let authorization = RwLock::new(Authorization::None);
-        let registry = Arc::new(Self { source, credentials, tokens, http, authorization });
+        let registry = Self { source, credentials, purpose, tokens, http, authorization };
+        let registry = Arc::new(registry);
         registry.authorize().await?;
         Ok(registry)
     }
@@ -128,7 +131,7 @@ impl Registry {
             headers.insert(RANGE, range);
         }
         let url = format!("{}/blobs/{digest}", self.source.url());
-        let response = self.send(&url, headers).await?;
+        let response = self.get(&url, headers).await?;
         let is_partial = response.status().as_u16() == PARTIAL;
         Ok(Blob { response, is_partial })
     }
@@ -143,7 +146,7 @@ impl Registry {
             let (image, source) = (self.source.to_string(), Box::new(source));
             PullError::Image { image, source }
         };
-        let mut response = self.send(url, headers).await?;
+        let mut response = self.get(url, headers).await?;
         let mut text = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
             text.extend_from_slice(&chunk);
@@ -161,18 +164,23 @@ impl Registry {
         }
     }
 
+    /// Gets what is at `url`.
+    async fn get(&self, url: &str, headers: HeaderMap) -> Result<Response, PullError> {
+        let response = self.send(|http| Ok(http.get(url).headers(headers.clone()))).await?;
+        if response.status().is_success() { Ok(response) } else { Err(self.refusal(&response)) }
+    }
+
     /// Sends a request. A token may have become too old meanwhile: then once more, with a new one.
-    async fn send(&self, url: &str, headers: HeaderMap) -> Result<Response, PullError> {
-        let request = || self.http.get(url).headers(headers.clone());
-        let mut response = self.send_once(request()).await?;
-        if response.status().as_u16() == UNAUTHORIZED {
-            self.authorize().await?;
-            response = self.send_once(request()).await?;
-        }
-        if response.status().is_success() {
+    pub(super) async fn send(
+        &self,
+        request: impl Fn(&reqwest::Client) -> Result<RequestBuilder, PullError>,
+    ) -> Result<Response, PullError> {
+        let response = self.send_once(request(&self.http)?).await?;
+        if response.status().as_u16() != UNAUTHORIZED {
             return Ok(response);
         }
-        Err(self.refusal(&response))
+        self.authorize().await?;
+        self.send_once(request(&self.http)?).await
     }
 
     async fn send_once(&self, request: RequestBuilder) -> Result<Response, PullError> {
@@ -187,7 +195,8 @@ impl Registry {
         request.send().await.map_err(|error| self.unreachable(&error))
     }
 
-    fn refusal(&self, response: &Response) -> PullError {
+    /// What an answer means that is not the one asked for.
+    pub(super) fn refusal(&self, response: &Response) -> PullError {
         let registry = self.source.registry().to_owned();
         match response.status().as_u16() {
             UNAUTHORIZED | FORBIDDEN => self.denied(),
@@ -201,18 +210,19 @@ impl Registry {
     }
 
     fn denied(&self) -> PullError {
-        PullError::Denied {
-            registry: self.source.registry().to_owned(),
-            image: self.source.to_string(),
-            to: self.credentials.turned_away(),
-        }
+        let (registry, image) = (self.source.registry().to_owned(), self.source.to_string());
+        let who = self.credentials.turned_away();
+        let does_not = match self.purpose {
+            RegistryOperation::Pull => format!("give `{image}` to {who}"),
+            RegistryOperation::Push => format!("take `{image}` from {who}"),
+        };
+        PullError::Denied { registry, does_not }
     }
 
     /// Gets a token, if the registry gives any.
     async fn authorize(&self) -> Result<(), PullError> {
         let credentials = self.credentials.for_token();
-        let asking =
-            self.tokens.auth(self.source.reference(), &credentials, RegistryOperation::Pull);
+        let asking = self.tokens.auth(self.source.reference(), &credentials, self.purpose);
         let asked = tokio::time::timeout(TOKEN_TIMEOUT, asking).await;
         let token = match asked {
             Ok(Ok(token)) => token,
@@ -241,7 +251,8 @@ impl Registry {
         }
     }
 
-    fn silent(&self, reason: &str) -> PullError {
+    /// The registry does not behave as one.
+    pub(super) fn silent(&self, reason: &str) -> PullError {
         PullError::Unreachable {
             registry: self.source.registry().to_owned(),
             reason: reason.to_owned(),

@@ -1,4 +1,4 @@
-//! Why an image could not be pulled, as one line that names it.
+//! Why an image could not be pulled or pushed, as one line that names it.
 
 use std::time::Duration;
 
@@ -22,14 +22,12 @@ pub enum PullError {
         reason: String,
     },
     /// The registry wants to know who asks, or knows it.
-    #[error("registry `{registry}` does not give `{image}` to {to}")]
+    #[error("registry `{registry}` does not {does_not}")]
     Denied {
         /// Host and port.
         registry: String,
-        /// What was asked for.
-        image: String,
-        /// Who asked, and what would help.
-        to: String,
+        /// What it does not do, for whom, and what would help.
+        does_not: String,
     },
     /// The registry has no such image.
     #[error("registry `{registry}` has no `{image}`")]
@@ -109,26 +107,9 @@ impl PullError {
             | Self::RateLimited { .. }
             | Self::Broken { .. }
             | Self::Interrupted { .. } => true,
-            Self::Image { source, .. } | Self::Layer { source, .. } => is_failure_of_host(source),
+            Self::Image { source, .. } | Self::Layer { source, .. } => source.is_failure(),
             Self::Refused(_) | Self::Denied { .. } | Self::NotFound { .. } => false,
         }
-    }
-}
-
-/// Whether the store failed: no room, no permission.
-fn is_failure_of_host(error: &image::Error) -> bool {
-    match error {
-        image::Error::Io { .. } => true,
-        image::Error::InLayer { error, .. } => is_failure_of_host(error),
-        image::Error::NotFound { .. }
-        | image::Error::InUse { .. }
-        | image::Error::BadName { .. }
-        | image::Error::BadUser { .. }
-        | image::Error::NoArchive
-        | image::Error::NoImage { .. }
-        | image::Error::BadArchive { .. }
-        | image::Error::WrongDigest { .. }
-        | image::Error::TooLarge { .. } => false,
     }
 }
 

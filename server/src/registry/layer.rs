@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::client::{Registry, first_cause};
 use super::patience::Patience;
 use super::progress::{LayerState, Teller};
-use super::{Destination, PullError};
+use super::{LocalStore, PullError};
 use crate::feed::{self, Feeder, Unread};
 
 /// A layer that is wanted.
@@ -65,15 +65,15 @@ struct Download<'a> {
 /// Downloads and unpacks a layer.
 pub(super) async fn fetch(
     registry: &Registry,
-    destination: &Destination,
+    local: &LocalStore,
     wanted: &WantedLayer,
     teller: &Teller,
 ) -> Result<Layer, PullError> {
     let (feeder, feed) = feed::channel();
-    let (images, bounds) = (Arc::clone(&destination.images), destination.bounds);
+    let (images, bounds) = (Arc::clone(&local.images), local.bounds);
     let diff_id = wanted.diff_id;
     let unpack = move || images.unpack(feed, Some(diff_id), bounds);
-    let unpacking = destination.unpacking.spawn_blocking(unpack);
+    let unpacking = local.unpacking.spawn_blocking(unpack);
     let downloaded = download(registry, wanted, feeder, teller).await;
     let unpacked = unpacking.await;
     let interrupted = || PullError::Interrupted { image: registry.source.to_string() };

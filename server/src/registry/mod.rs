@@ -4,6 +4,8 @@
 //! reference ─▶ index ─▶ manifest of a platform ─▶ config ─▶ layers, up to four at a time ─▶ image
 //! ```
 //!
+//! The other way, `push`: only what the registry lacks.
+//!
 //! Every document and every layer is checked against the digest that named it. The image appears
 //! when all of its layers are there; layers that came before an interruption are kept for the next
 //! pull, until `prune`.
@@ -15,17 +17,19 @@ mod layer;
 mod patience;
 mod progress;
 mod pulls;
+mod push;
 mod resolve;
 mod source;
+mod upload;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use lazaret_sandbox::image::oci::Platform;
+use lazaret_sandbox::image::oci::{Descriptor, Platform};
 use lazaret_sandbox::image::{
-    self, Bounds, HOST_IMAGE, Image, ImageName, ImageStore, Layer, NewImage,
+    self, Bounds, HOST_IMAGE, Image, ImageName, ImageStore, Layer, NewImage, PackedLayer,
 };
+use oci_client::RegistryOperation;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -35,6 +39,7 @@ pub use credentials::{Credentials, Secret};
 pub use error::PullError;
 pub use progress::{LayerProgress, LayerState, Progress, Teller};
 pub use pulls::{Pull, Pulls, TooMany};
+pub use push::{PushRequest, push};
 pub use source::{Source, Transport};
 
 use client::Registry;
@@ -82,21 +87,11 @@ impl PullRequest {
         let platform = platform.map_or_else(|| Ok(Platform::of_host()), str::parse);
         Ok(Self { source, name, platform: platform.map_err(refused)? })
     }
-
-    /// Who docker says pulls from this registry.
-    ///
-    /// # Errors
-    /// [`PullError::Refused`] if docker's configuration cannot be read.
-    pub fn credentials(&self, docker_config: Option<&Path>) -> Result<Credentials, PullError> {
-        docker_config.map_or(Ok(Credentials::Anonymous), |path| {
-            Credentials::of_docker(path, self.source.registry())
-        })
-    }
 }
 
-/// Where images go.
+/// The images of this host, and the threads that read and write them.
 #[derive(Debug, Clone)]
-pub struct Destination {
+pub struct LocalStore {
     /// Has them.
     pub images: Arc<ImageStore>,
     /// What a layer may be when it is unpacked.
@@ -111,18 +106,19 @@ pub struct Destination {
 /// # Errors
 /// Why there is no image.
 pub async fn pull(
-    destination: &Destination,
+    local: &LocalStore,
     request: &PullRequest,
     credentials: Credentials,
     teller: &Teller,
 ) -> Result<Image, PullError> {
-    let registry = Registry::open(request.source.clone(), credentials).await?;
+    let purpose = RegistryOperation::Pull;
+    let registry = Registry::open(request.source.clone(), credentials, purpose).await?;
     let resolved = resolve::resolve(&registry, &request.platform, teller).await?;
     let mut round = 1;
     loop {
-        let layers = fetch_layers(&registry, destination, &resolved, teller).await?;
+        let layers = fetch_layers(&registry, local, &resolved, teller).await?;
         let new = new_image(request, &resolved, layers);
-        match ask(destination, move |images| images.add(new, Timestamp::now())).await {
+        match ask(local, move |images| images.add(new, Timestamp::now())).await {
             // Somebody has pruned meanwhile.
             Err(image::Error::NotFound { .. }) if round < ROUNDS => round += 1,
             added => {
@@ -135,46 +131,70 @@ pub async fn pull(
 /// The layers, the lowest first.
 async fn fetch_layers(
     registry: &Arc<Registry>,
-    destination: &Destination,
+    local: &LocalStore,
     resolved: &Resolved,
     teller: &Teller,
 ) -> Result<Vec<Layer>, PullError> {
+    let fetching = in_parallel(resolved.layers.clone(), &registry.source, |wanted| {
+        let (registry, local) = (Arc::clone(registry), local.clone());
+        let teller = teller.clone();
+        async move { have_layer(&registry, &local, &wanted, &teller).await }
+    });
+    fetching.await
+}
+
+/// Does the work of each layer, a few at a time; the answers stand in the order of the layers. The
+/// first error ends the others.
+async fn in_parallel<L, T, F>(
+    layers: Vec<L>,
+    source: &Source,
+    work: impl Fn(L) -> F,
+) -> Result<Vec<T>, PullError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, PullError>> + Send + 'static,
+{
     let room = Arc::new(Semaphore::new(LAYERS_AT_ONCE));
-    // Dropped at the first error, which ends the others.
-    let mut coming = JoinSet::new();
-    for wanted in resolved.layers.iter().cloned() {
-        let (registry, destination) = (Arc::clone(registry), destination.clone());
-        let (room, teller) = (Arc::clone(&room), teller.clone());
-        coming.spawn(async move {
+    let mut going = JoinSet::new();
+    for (index, layer) in layers.into_iter().enumerate() {
+        let (room, work) = (Arc::clone(&room), work(layer));
+        going.spawn(async move {
             let _room = room.acquire().await;
-            let layer = have_layer(&registry, &destination, &wanted, &teller).await?;
-            Ok::<_, PullError>((wanted.index, layer))
+            Ok::<_, PullError>((index, work.await?))
         });
     }
-    let mut layers = Vec::with_capacity(resolved.layers.len());
-    while let Some(come) = coming.join_next().await {
-        let image = || registry.source.to_string();
-        layers.push(come.map_err(|_panicked| PullError::Interrupted { image: image() })??);
+    let mut done = Vec::with_capacity(going.len());
+    while let Some(one) = going.join_next().await {
+        let image = || source.to_string();
+        done.push(one.map_err(|_panicked| PullError::Interrupted { image: image() })??);
     }
-    layers.sort_by_key(|(index, _)| *index);
-    Ok(layers.into_iter().map(|(_, layer)| layer).collect())
+    done.sort_by_key(|(index, _)| *index);
+    Ok(done.into_iter().map(|(_, answer)| answer).collect())
 }
 
 /// The layer: from the store, or else from the registry.
 async fn have_layer(
     registry: &Registry,
-    destination: &Destination,
+    local: &LocalStore,
     wanted: &WantedLayer,
     teller: &Teller,
 ) -> Result<Layer, PullError> {
     let diff_id = wanted.diff_id;
-    let known = ask(destination, move |images| images.layer(&diff_id)).await;
+    let known = ask(local, move |images| images.layer(&diff_id)).await;
     match known.map_err(|source| unusable(&registry.source, source))? {
         Some(layer) => {
             teller.layer(wanted.index, LayerState::Exists, wanted.blob.size_bytes);
             Ok(layer)
         }
-        None => layer::fetch(registry, destination, wanted, teller).await,
+        None => {
+            let layer = layer::fetch(registry, local, wanted, teller).await?;
+            let Descriptor { digest, size_bytes, media_type } = &wanted.blob;
+            let packed = PackedLayer::new(diff_id, *digest, *size_bytes, media_type);
+            let remember = move |images: &ImageStore| images.remember_packed(&diff_id, packed);
+            let remembered = ask(local, remember).await;
+            remembered.map_err(|source| unusable(&registry.source, source))?;
+            Ok(layer)
+        }
     }
 }
 
@@ -195,11 +215,11 @@ fn unusable(source: &Source, error: image::Error) -> PullError {
 
 /// Asks the store, which reads and writes files and waits for locks.
 async fn ask<T: Send + 'static>(
-    destination: &Destination,
+    local: &LocalStore,
     question: impl FnOnce(&ImageStore) -> image::Result<T> + Send + 'static,
 ) -> image::Result<T> {
-    let images = Arc::clone(&destination.images);
-    let asked = destination.unpacking.spawn_blocking(move || question(&images)).await;
+    let images = Arc::clone(&local.images);
+    let asked = local.unpacking.spawn_blocking(move || question(&images)).await;
     asked.unwrap_or_else(|_panicked| {
         let source = std::io::Error::other("it panicked");
         Err(image::Error::Io { doing: "could not ask the store".into(), source })

@@ -42,6 +42,10 @@ pub enum LayerState {
     Downloading,
     /// It has come.
     Unpacked,
+    /// It goes to the registry.
+    Uploading,
+    /// The registry has it now.
+    Uploaded,
     /// It was there.
     Exists,
 }
@@ -54,6 +58,8 @@ impl LayerState {
             Self::Waiting => "waiting",
             Self::Downloading => "downloading",
             Self::Unpacked => "unpacked",
+            Self::Uploading => "uploading",
+            Self::Uploaded => "uploaded",
             Self::Exists => "exists",
         }
     }
@@ -62,8 +68,8 @@ impl LayerState {
     #[must_use]
     pub const fn is_done(self) -> bool {
         match self {
-            Self::Waiting | Self::Downloading => false,
-            Self::Unpacked | Self::Exists => true,
+            Self::Waiting | Self::Downloading | Self::Uploading => false,
+            Self::Unpacked | Self::Uploaded | Self::Exists => true,
         }
     }
 }
@@ -85,6 +91,15 @@ impl Teller {
         self.0.send_modify(|progress| {
             progress.digest = Some(digest);
             progress.layers = layers;
+        });
+    }
+
+    /// What a layer is, where that was not known before.
+    pub(super) fn packed(&self, index: usize, digest: Digest, total_bytes: u64) {
+        self.0.send_modify(|progress| {
+            if let Some(layer) = progress.layers.get_mut(index) {
+                (layer.digest, layer.total_bytes) = (digest, total_bytes);
+            }
         });
     }
 

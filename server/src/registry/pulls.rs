@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{Destination, Progress, PullError, PullRequest, Teller};
+use super::{LocalStore, Progress, PullError, PullRequest, Teller};
 
 /// Pulls that run at one time.
 const MAX_RUNNING: usize = 4;
@@ -31,7 +31,7 @@ pub struct Pull {
 /// All pulls. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub struct Pulls {
-    destination: Destination,
+    local: LocalStore,
     docker_config: Option<PathBuf>,
     stop: CancellationToken,
     /// The oldest first.
@@ -64,8 +64,8 @@ impl Pulls {
         tracker: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        let destination = Destination { images, bounds: Bounds::default(), unpacking: tracker };
-        Self { destination, docker_config, stop, kept: Arc::default() }
+        let local = LocalStore { images, bounds: Bounds::default(), unpacking: tracker };
+        Self { local, docker_config, stop, kept: Arc::default() }
     }
 
     /// Starts a pull, or joins the one of the same that runs.
@@ -88,7 +88,7 @@ impl Pulls {
         let (teller, progress) = Teller::new();
         let pull = Arc::new(Pull { id: Uuid::now_v7(), request, progress });
         kept.push_back(Arc::clone(&pull));
-        self.destination.unpacking.spawn(self.clone().run(Arc::clone(&pull), teller));
+        self.local.unpacking.spawn(self.clone().run(Arc::clone(&pull), teller));
         Ok(pull)
     }
 
@@ -116,8 +116,8 @@ impl Pulls {
         request: &PullRequest,
         teller: &Teller,
     ) -> Result<lazaret_sandbox::image::Image, PullError> {
-        let credentials = request.credentials(self.docker_config.as_deref())?;
-        super::pull(&self.destination, request, credentials, teller).await
+        let credentials = request.source.credentials(self.docker_config.as_deref())?;
+        super::pull(&self.local, request, credentials, teller).await
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Arc<Pull>>> {

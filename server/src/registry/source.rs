@@ -1,11 +1,12 @@
 //! Where an image comes from, and what it is called here.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use lazaret_sandbox::image::{Digest, ImageName};
 use oci_client::Reference;
 
-use super::PullError;
+use super::{Credentials, PullError};
 
 /// An image of a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -61,6 +62,16 @@ impl Source {
         let has_tag = written.rsplit('/').next().is_some_and(|last| last.contains(':'));
         let name = if has_tag { written.to_owned() } else { format!("{written}:{tag}") };
         name.parse().map_err(|error| PullError::Refused(format!("{error}")))
+    }
+
+    /// Who docker says asks this registry.
+    ///
+    /// # Errors
+    /// [`PullError::Refused`] if docker's configuration cannot be read.
+    pub fn credentials(&self, docker_config: Option<&Path>) -> Result<Credentials, PullError> {
+        docker_config.map_or(Ok(Credentials::Anonymous), |path| {
+            Credentials::of_docker(path, self.registry())
+        })
     }
 
     /// As oci-client has it.

@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 use super::content::Content;
 use super::errors::Errors;
 use super::{
-    Amount, FieldError, JobRequest, LimitsRequest, OverflowName, StepRequest, WhenName,
+    Amount, FieldError, JobRequest, LimitsRequest, OverflowName, StepRequest, WhenName, commit,
     environment, files, limits, paths,
 };
 use crate::config::{Capacity, LimitPolicy, RootUser};
@@ -81,6 +81,10 @@ pub fn check(
     let labels = request.labels.take().unwrap_or_default().into_map("/labels", &mut errors);
     check_labels(&labels, &mut errors);
     let priority = priority(request.priority, &mut errors);
+    let commit = request.commit.take().zip(image.as_ref()).and_then(|(name, image)| {
+        let checked = commit::check(&name, image, rules.images).map(Some);
+        errors.or_default("/commit", checked)
+    });
     let output_overflow = match request.output_overflow {
         Some(OverflowName::Truncate) => OutputOverflow::Truncate,
         Some(OverflowName::Kill) | None => OutputOverflow::Kill,
@@ -99,6 +103,7 @@ pub fn check(
         output_overflow,
         labels,
         priority,
+        commit,
     };
     check_capacity(&spec, rules.capacity, &mut errors);
     if !errors.0.is_empty() {

@@ -1,6 +1,7 @@
 //! What a client sends to make a job, as it is written in JSON. [`check`] makes a job of it.
 
 mod check;
+pub(crate) mod commit;
 mod content;
 mod environment;
 mod errors;
@@ -78,6 +79,11 @@ pub struct JobRequest {
     /// What the job reaches. Default, and for now the only one: `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkName>,
+    /// Name of an image that is made of this job's image and all that the job wrote to it, once it
+    /// has ended with the verdict `success`. What is in `/tmp` is not part of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "python-with-numpy:1")]
+    pub commit: Option<String>,
     /// Notes by which jobs can be listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<BTreeMap<String, String>>)]

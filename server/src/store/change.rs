@@ -9,6 +9,7 @@
 //! uses only some of them, and sqlx fills gaps with the wrong values.
 
 use jiff::Timestamp;
+use lazaret_sandbox::image::ImageName;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
@@ -39,6 +40,7 @@ pub(super) async fn apply(
             finish_queued(connection, place, (*id, *now), end).await
         }
         Change::RequestCancel { id } => request_cancel(connection, place, *id).await,
+        Change::SetCommit { id, name } => set_commit(connection, place, *id, name).await,
         Change::Retry { id, attempt, log } => retry(connection, place, (*id, *attempt), log).await,
         Change::Delete { id } => delete(connection, place, *id).await,
         Change::ForgetKeys { before } => forget_keys(connection, place, *before).await,
@@ -185,6 +187,17 @@ async fn request_cancel(
     let text = "update jobs set cancel_requested = 1, version = version + 1 \
          where id = $1 and state = 'running' returning 1";
     run(connection, statements(place, &[text]).bind(bytes(id))).await
+}
+
+async fn set_commit(
+    connection: &mut SqliteConnection,
+    place: Place,
+    id: JobId,
+    name: &ImageName,
+) -> Result<Effect, StoreError> {
+    let text = "update jobs set spec = json_set(spec, '$.commit', $2), version = version + 1 \
+         where id = $1 and state <> 'finished' and cancel_requested = 0 returning 1";
+    run(connection, statements(place, &[text]).bind(bytes(id)).bind(name.to_string())).await
 }
 
 async fn retry(

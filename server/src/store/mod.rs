@@ -22,6 +22,7 @@ mod writer;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use lazaret_sandbox::image::ImageName;
 use sqlx::SqlitePool;
 use tokio::sync::{mpsc, oneshot};
 
@@ -83,13 +84,35 @@ struct Pending {
 #[derive(Debug)]
 enum Change {
     Insert(Box<NewJob>),
-    Claim { id: JobId, now: Timestamp },
+    Claim {
+        id: JobId,
+        now: Timestamp,
+    },
     Finish(Box<FinishedAttempt>),
-    FinishQueued { id: JobId, end: Box<JobEnd>, now: Timestamp },
-    RequestCancel { id: JobId },
-    Retry { id: JobId, attempt: u32, log: KeptLog },
-    Delete { id: JobId },
-    ForgetKeys { before: Timestamp },
+    FinishQueued {
+        id: JobId,
+        end: Box<JobEnd>,
+        now: Timestamp,
+    },
+    RequestCancel {
+        id: JobId,
+    },
+    /// An unfinished job is to become an image.
+    SetCommit {
+        id: JobId,
+        name: ImageName,
+    },
+    Retry {
+        id: JobId,
+        attempt: u32,
+        log: KeptLog,
+    },
+    Delete {
+        id: JobId,
+    },
+    ForgetKeys {
+        before: Timestamp,
+    },
 }
 
 /// A job that was accepted and is about to be promised.
@@ -216,6 +239,14 @@ impl Store {
         now: Timestamp,
     ) -> Result<Effect, StoreError> {
         self.change(Change::FinishQueued { id, end: Box::new(end), now }).await
+    }
+
+    /// Notes that an unfinished job is to become an image of this name.
+    ///
+    /// # Errors
+    /// As [`StoreError`].
+    pub async fn set_commit(&self, id: JobId, name: ImageName) -> Result<Effect, StoreError> {
+        self.change(Change::SetCommit { id, name }).await
     }
 
     /// Notes that a running job shall end, so that it is not retried.
