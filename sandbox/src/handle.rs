@@ -108,8 +108,8 @@ impl Container {
         Ok(Some(event))
     }
 
-    /// What the container wrote, after [`Event::Finished`] with the verdict `success`. Its memory is
-    /// free once this is dropped.
+    /// What the container wrote, after [`Event::Finished`] with the verdict `success`. Its memory
+    /// is free once this is dropped.
     pub fn take_upper(&mut self) -> Option<Upper> {
         self.upper.take()
     }

@@ -16,6 +16,7 @@
 //! upper layer before Linux 6.15) and is out of sight once the root has been changed. The shim
 //! keeps a descriptor of it; when that and the namespace are gone, so are all files, at once.
 
+use std::ffi::CString;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,8 +24,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
-    FsPickFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, fsconfig_reconfigure,
-    fsconfig_set_string, fspick, mount_change, unmount,
+    FsPickFlags, MountAttrFlags, MountFlags, MountPropagationFlags, UnmountFlags,
+    fsconfig_reconfigure, fsconfig_set_string, fspick, mount, mount_change, unmount,
 };
 
 use super::devices::mount_devices;
@@ -46,6 +47,8 @@ const MIN_INODES: u64 = 2_048;
 const MAX_INODES: u64 = 1 << 20;
 /// The writable layer's directory in the storage.
 pub(crate) const UPPER: &str = "upper";
+/// Where all layers are seen as one.
+const MERGED: &str = "merged";
 /// The name of every container's host: the same, so that a prepared one fits any job.
 pub(crate) const HOST_NAME: &str = "lazaret";
 
@@ -158,22 +161,19 @@ impl Storage {
         Ok(list)
     }
 
+    /// Mounts by mount(2), which takes options of a page: those of fsconfig(2) have 255 bytes each,
+    /// too few for thirty layers, and one layer at a time (`lowerdir+`) is new in Linux 6.7.
     fn mount_overlay(&self, lower: &str) -> io::Result<OwnedFd> {
         // The options name directories relative to this one.
         rustix::process::fchdir(self.root.as_fd())?;
-        let options = [
-            ("lowerdir", lower),
-            ("upperdir", UPPER),
-            ("workdir", "work"),
-            ("xino", "off"),
-            ("index", "off"),
-            ("metacopy", "off"),
-            ("redirect_dir", "nofollow"),
-        ];
-        let merged = new_filesystem("overlay", &options, PLAIN)?;
-        let target = place(self.root.as_fd(), Path::new("merged"))?;
-        attach(merged.as_fd(), target.as_fd())?;
-        Ok(merged)
+        let options = format!(
+            "lowerdir={lower},upperdir={UPPER},workdir=work,\
+             xino=off,index=off,metacopy=off,redirect_dir=nofollow"
+        );
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount("overlay", MERGED, "overlay", flags, CString::new(options)?.as_c_str())
+            .context(|| "could not mount the layers over each other".into())?;
+        open_directory(self.root.as_fd(), MERGED)
     }
 }
 
@@ -190,7 +190,7 @@ fn lay_out(root: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
     for (name, mode) in [(UPPER, 0o755), ("tmp", 0o1777), ("shm", 0o1777)] {
         make_directory(root, name, mode, owner)?;
     }
-    for name in ["work", "lower", "merged", "proc", "dev"] {
+    for name in ["work", "lower", MERGED, "proc", "dev"] {
         make_directory(root, name, 0o755, 0)?;
     }
     make_directory(root, "empty", 0o755, 0)?;
