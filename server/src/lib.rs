@@ -2,6 +2,7 @@
 //! and shows what became of them. ARCHITECTURE.md follows a job through these modules.
 
 pub mod api;
+pub mod build;
 pub mod cli;
 pub mod clock;
 pub mod config;

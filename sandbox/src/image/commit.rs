@@ -36,7 +36,7 @@ impl ImageStore {
     ) -> Result<Image> {
         self.can_build_on(base)?;
         let layer = self.commit_layer(upper, Bounds::default())?;
-        let layers = [&[layer], base.layers.as_slice()].concat();
+        let layers = layer.on(&base.layers);
         let (digest, aliases) = (None, Vec::new());
         let (platform, config) = (Some(base.platform.parse()?), base.config.clone());
         self.add(NewImage { name, digest, aliases, layers, platform, config }, now)

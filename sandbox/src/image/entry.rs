@@ -18,6 +18,9 @@ const MAX_DEPTH: usize = 256;
 pub(super) struct EntryPath(Vec<u8>);
 
 impl EntryPath {
+    /// The layer's root.
+    pub(super) const ROOT: Self = Self(Vec::new());
+
     /// `raw` as an archive has it. A leading `/` means the layer's root.
     pub(super) fn parse(raw: &[u8]) -> Result<Self> {
         let refused = |what: &str| bad(raw, what);
@@ -41,6 +44,11 @@ impl EntryPath {
     /// The path below the layer's root.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The directory that it is in.
+    pub(super) fn parent(&self) -> Self {
+        Self(self.split().0.to_vec())
     }
 
     /// Parent directory and name. The root has no name.

@@ -135,9 +135,8 @@ impl ImageStore {
             };
             let left = bounds.unpacked_bytes.checked_sub(layer.size_bytes);
             bounds.unpacked_bytes = left.ok_or_else(|| too_large(options.bounds))?;
-            unpacked.push(layer);
+            unpacked = layer.on(&unpacked);
         }
-        unpacked.reverse();
         let platform = Some(configuration.platform);
         let (digest, config) = (Some(digest), configuration.config);
         self.add(NewImage { name, digest, aliases, layers: unpacked, platform, config }, now)

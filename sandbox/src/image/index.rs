@@ -32,13 +32,16 @@ pub(super) struct Index {
     /// Layers, and archives that they are known to be.
     #[serde(default)]
     pub(super) packed: Vec<(Digest, PackedLayer)>,
+    /// Steps of builds, and the layers that they have made.
+    #[serde(default)]
+    pub(super) built: Vec<(Digest, Digest)>,
 }
 
 impl Default for Index {
     /// That of an empty store.
     fn default() -> Self {
-        let (images, replaced, layers, packed) = Default::default();
-        Self { version: VERSION, images, replaced, layers, packed }
+        let (images, replaced, layers, packed, built) = Default::default();
+        Self { version: VERSION, images, replaced, layers, packed, built }
     }
 }
 
@@ -109,10 +112,12 @@ impl Index {
         images.flat_map(|image| &image.layers).any(|needed| needed.digest == *layer)
     }
 
-    /// Forgets the archives of layers that have gone.
-    pub(super) fn forget_packed(&mut self) {
+    /// Forgets what it knows of layers that have gone.
+    pub(super) fn forget_layers(&mut self) {
         let packed = std::mem::take(&mut self.packed).into_iter();
         self.packed = packed.filter(|(layer, _)| self.layer(layer).is_some()).collect();
+        let built = std::mem::take(&mut self.built).into_iter();
+        self.built = built.filter(|(_, layer)| self.layer(layer).is_some()).collect();
     }
 
     /// Takes an image in. Answers with the one that had its name before, if it was another.

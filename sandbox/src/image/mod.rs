@@ -16,10 +16,13 @@ mod archive;
 mod bundle;
 mod commit;
 mod config;
+mod copy;
 mod entry;
+mod files;
 mod host;
 mod import;
 mod index;
+mod known;
 mod layer;
 mod layers;
 mod new_image;
@@ -44,6 +47,8 @@ use sha2::{Digest as _, Sha256};
 
 pub use commit::Upper;
 pub use config::ImageConfig;
+pub use copy::Copy;
+pub use files::{FileTree, Kind, Place};
 pub use host::HOST_IMAGE;
 pub use import::ImportOptions;
 pub use layer::Bounds;
@@ -52,6 +57,7 @@ pub use outgoing::{Documents, MANIFEST, PackedLayer};
 pub use reference::{ImageName, MAX_NAME_LENGTH};
 pub use store::{ImageStore, Pruned};
 pub use uses::Hold;
+pub use walk::{Choice, Chooser};
 
 /// The result of everything about images that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -206,6 +212,16 @@ pub struct Layer {
     pub digest: Digest,
     /// Bytes of its files.
     pub size_bytes: u64,
+}
+
+impl Layer {
+    /// These layers, the topmost first, with this one on top. An overlay has no layer twice: where
+    /// it was there already, that one adds nothing any more.
+    #[must_use]
+    pub fn on(self, base: &[Self]) -> Vec<Self> {
+        let others = base.iter().copied().filter(|layer| layer.digest != self.digest);
+        std::iter::once(self).chain(others).collect()
+    }
 }
 
 /// A SHA-256, written `sha256:` and 64 hexadecimal digits.

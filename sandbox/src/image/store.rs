@@ -17,11 +17,10 @@ use super::index::Index;
 use super::layer::{Bounds, LayerWriter};
 use super::layers::{self, Unfinished};
 use super::new_image::NewImage;
-use super::outgoing::PackedLayer;
 use super::pack::pack;
 use super::unpack;
 use super::uses::{Hold, Uses};
-use super::{Digest, Doing as _, Error, Image, ImageName, Layer, Result, archive, tree, users};
+use super::{Digest, Doing as _, Error, Image, ImageName, Layer, Result, archive, users};
 use crate::spec::{Rootfs, User};
 
 const LOCK: &str = "lock";
@@ -217,29 +216,31 @@ impl ImageStore {
             // It may have gone before it was held.
             self.find(&image.digest)?.ok_or_else(missing)?;
         }
-        let mut held = Vec::new();
-        for path in self.rootfs(image).layers {
-            let layer = tree::open_directory(&path).map_err(|_gone| missing())?;
-            flock(&layer, FlockOperation::LockShared)
-                .doing(|| format!("could not hold `{}`", path.display()))?;
-            // Who removes a layer renames it while no one holds it: it may be gone by now.
-            if !path.exists() {
-                return Err(missing());
-            }
-            held.push(layer);
+        let held = self.hold_layers(&image.layers);
+        if let Err(Error::NotFound { .. }) = held {
+            return Err(missing());
         }
-        Ok(Hold::new(used, held))
+        Ok(held?.with_image(used))
     }
 
     /// The directories that `image` is made of.
     #[must_use]
     pub fn rootfs(&self, image: &Image) -> Rootfs {
-        let layers = image.layers.iter().map(|layer| layer.digest.directory());
-        let is_host = image.name.as_str() == HOST_IMAGE;
+        let rootfs = self.rootfs_of(&image.layers);
+        if image.name.as_str() != HOST_IMAGE {
+            return rootfs;
+        }
+        Rootfs { is_id_mapped: false, binds: self.skeleton.binds.clone(), ..rootfs }
+    }
+
+    /// The directories that these layers, the topmost first, are.
+    #[must_use]
+    pub fn rootfs_of(&self, layers: &[Layer]) -> Rootfs {
+        let directories = layers.iter().map(|layer| layer.digest.directory());
         Rootfs {
-            layers: layers.map(|directory| self.layers().join(directory)).collect(),
-            is_id_mapped: !is_host,
-            binds: if is_host { self.skeleton.binds.clone() } else { Vec::new() },
+            layers: directories.map(|directory| self.layers().join(directory)).collect(),
+            is_id_mapped: true,
+            binds: Vec::new(),
         }
     }
 
@@ -248,31 +249,15 @@ impl ImageStore {
     /// # Errors
     /// [`Error::BadUser`] if the image knows no such name, or the id is too high.
     pub fn resolve_user(&self, image: &Image, text: &str) -> Result<User> {
-        users::resolve(&self.rootfs(image).layers, text)
+        self.resolve_user_of(&image.layers, text)
     }
 
-    /// The archives that a layer is known to be, if it was unpacked from one or packed before.
+    /// As [`ImageStore::resolve_user`], for layers that are no image yet, the topmost first.
     ///
     /// # Errors
-    /// If the index cannot be read.
-    pub fn packed(&self, layer: &Digest) -> Result<Vec<PackedLayer>> {
-        let packed = self.read_index()?.packed.into_iter();
-        Ok(packed.filter(|(of, _)| of == layer).map(|(_, packed)| packed).collect())
-    }
-
-    /// Remembers an archive that a layer is.
-    ///
-    /// # Errors
-    /// If the index cannot be read or written.
-    pub fn remember_packed(&self, layer: &Digest, packed: PackedLayer) -> Result<()> {
-        let _lock = self.lock()?;
-        let mut index = self.read_index()?;
-        let known = (*layer, packed);
-        if index.layer(layer).is_some() && !index.packed.contains(&known) {
-            index.packed.push(known);
-            index.write(&self.directory)?;
-        }
-        Ok(())
+    /// As [`ImageStore::resolve_user`].
+    pub fn resolve_user_of(&self, layers: &[Layer], text: &str) -> Result<User> {
+        users::resolve(&self.rootfs_of(layers).layers, text)
     }
 
     pub(super) fn layers(&self) -> PathBuf {
@@ -280,7 +265,7 @@ impl ImageStore {
     }
 
     /// Waits until no other process writes the index.
-    fn lock(&self) -> Result<File> {
+    pub(super) fn lock(&self) -> Result<File> {
         let path = self.directory.join(LOCK);
         let doing = || format!("could not lock `{}`", path.display());
         let file =
@@ -331,8 +316,13 @@ impl ImageStore {
         unfinished.publish(&digest)
     }
 
-    fn read_index(&self) -> Result<Index> {
+    pub(super) fn read_index(&self) -> Result<Index> {
         Index::read(&self.directory)
+    }
+
+    /// The lock is held.
+    pub(super) fn write_index(&self, index: &Index) -> Result<()> {
+        index.write(&self.directory)
     }
 
     /// Forgets images that have lost their name and that nobody needs, and layers that no image is
@@ -355,7 +345,7 @@ impl ImageStore {
         let layers = std::mem::take(&mut index.layers).into_iter();
         index.layers =
             layers.filter(|one| index.needs(&one.digest) || !goes(&one.digest)).collect();
-        index.forget_packed();
+        index.forget_layers();
         index.write(&self.directory)?;
         forgotten.iter().try_for_each(|image| self.uses.forget(&image.digest))?;
         layers::clean(&self.layers(), |name| {

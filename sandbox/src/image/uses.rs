@@ -40,6 +40,10 @@ impl Hold {
     pub(super) const fn new(image: Option<Use>, layers: Vec<OwnedFd>) -> Self {
         Self { _image: image, _layers: layers }
     }
+
+    pub(super) fn with_image(self, image: Option<Use>) -> Self {
+        Self { _image: image, ..self }
+    }
 }
 
 impl Uses {

@@ -41,15 +41,39 @@ impl Owners {
     }
 }
 
+/// What is told of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// It, and what is in it.
+    Whole,
+    /// Nothing of it, but perhaps of what is in it.
+    Inside,
+    /// Nothing.
+    Nothing,
+}
+
+/// Chooses by the path below the root.
+pub type Chooser<'a> = dyn Fn(&[u8]) -> Choice + 'a;
+
 /// Tells `entries` of all that is below `source`, itself first.
 pub(super) fn walk(
     source: BorrowedFd<'_>,
     owners: Owners,
     entries: &mut impl Entries,
 ) -> Result<()> {
-    let mut walk = Walk { source, owners, entries, seen: HashMap::new() };
+    walk_chosen((source, &EntryPath::ROOT), owners, &|_path| Choice::Whole, entries)
+}
+
+/// Tells `entries` of what is chosen of `start`, which is below `source`, and of what is in it.
+pub(super) fn walk_chosen(
+    (source, start): (BorrowedFd<'_>, &EntryPath),
+    owners: Owners,
+    chooser: &Chooser<'_>,
+    entries: &mut impl Entries,
+) -> Result<()> {
+    let mut walk = Walk { source, owners, chooser, entries, seen: HashMap::new() };
     // The next path is the last; a directory's names are put there in reverse.
-    let mut pending = vec![EntryPath::parse(b"")?];
+    let mut pending = vec![start.clone()];
     while let Some(path) = pending.pop() {
         let children = walk.visit(&path).map_err(|failure| failure.of(&path))?;
         for name in children.into_iter().rev() {
@@ -63,6 +87,7 @@ pub(super) fn walk(
 struct Walk<'a, E> {
     source: BorrowedFd<'a>,
     owners: Owners,
+    chooser: &'a Chooser<'a>,
     entries: &'a mut E,
     /// Files with more than one name, by device and number, and the first name met.
     seen: HashMap<(u64, u64), EntryPath>,
@@ -109,10 +134,18 @@ impl Failure {
 impl<E: Entries> Walk<'_, E> {
     /// Tells of one entry. Answers with the names in it if it is a directory, sorted.
     fn visit(&mut self, path: &EntryPath) -> Result<Vec<CString>, Failure> {
+        let choice = (self.chooser)(path.as_bytes());
+        if choice == Choice::Nothing {
+            return Ok(Vec::new());
+        }
         let (parent, name) = path.split();
         let parent = tree::open_beneath(self.source, parent)?;
         let name = if name.is_empty() { b"." } else { name };
         let stat = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if choice == Choice::Inside {
+            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            return if is_directory { self.names(path) } else { Ok(Vec::new()) };
+        }
         if let Some(first) = self.first_name(path, &stat) {
             let attributes = self.attributes(path, &stat, Vec::new())?;
             self.entries.hard_link(path, &attributes, &first)?;
@@ -154,6 +187,11 @@ impl<E: Entries> Walk<'_, E> {
         if is_opaque(&directory) {
             self.entries.opaque(path)?;
         }
+        self.names(path)
+    }
+
+    fn names(&self, path: &EntryPath) -> Result<Vec<CString>, Failure> {
+        let directory = tree::open_beneath(self.source, path.as_bytes())?;
         let mut names = tree::names(directory.as_fd())?;
         names.sort_unstable();
         Ok(names)

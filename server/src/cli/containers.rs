@@ -14,8 +14,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use uuid::Uuid;
 
-use super::output::Output;
-use super::{CliError, Form};
+use super::CliError;
+use super::output::{Output, Shown};
 
 /// Where containers of all these commands keep their state, and lock their ids with the servers'.
 const RUN_DIR: &str = "/run/lazaret/run";
@@ -55,20 +55,19 @@ impl Containers {
         Ok(Self { zygote })
     }
 
-    /// Runs one to its end, its output passed on or kept as `form` wants it. What asks this command
-    /// for its end cancels it.
+    /// Runs one to its end. What asks this command for its end cancels it.
     pub(super) fn run(
         &self,
         spec: ContainerSpec,
         data: &Path,
-        form: Form,
+        shown: Shown,
     ) -> Result<Ran, CliError> {
         let spool = anonymous_file(data)?;
         let signals = Signals::block()?;
         let id = Uuid::now_v7().to_string();
         let mut container = self.zygote.spawn(&id).map_err(CliError::failed)?;
         container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
-        let mut output = Output::new(spool, form);
+        let mut output = Output::new(spool, shown);
         let outcome = follow(&mut container, &signals.fd, &mut output);
         if outcome.is_err() {
             container.cancel().map_err(CliError::failed)?;

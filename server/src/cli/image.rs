@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::client::Server;
 use super::quantity::parse_bytes;
-use super::{CliError, Form, pull};
+use super::{CliError, Form, build, pull};
 use crate::config;
 
 /// What is done with images.
@@ -34,6 +34,8 @@ pub(super) enum Args {
         #[command(flatten)]
         place: Place,
     },
+    /// Make an image as a Dockerfile says.
+    Build(Box<build::Args>),
     /// Make an image of what a server's job writes, once it has succeeded.
     Commit {
         /// Id of a job that waits or runs.
@@ -123,6 +125,7 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
             let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
             print(&[image.map_err(refused)?], form)?;
         }
+        Args::Build(args) => return build::run(args, form),
         Args::Commit { job, name, server } => {
             let path = format!("/v1/jobs/{job}/commit");
             let job = server.post(&path, &json!({ "name": name }))?;

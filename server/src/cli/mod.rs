@@ -1,5 +1,6 @@
 //! The command line: one subcommand a file.
 
+mod build;
 mod client;
 mod containers;
 mod doctor;

@@ -12,11 +12,31 @@ use crate::api::StepView;
 use crate::cli::{CliError, Form};
 use crate::job::{OutputHead, StepEnd};
 
+/// What becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// Each stream is passed on to ours of the same name.
+    AsItIs,
+    /// Both are passed on to stderr.
+    OnStderr,
+    /// Both are kept for the JSON object.
+    AtTheEnd,
+}
+
+impl From<Form> for Shown {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::Text => Self::AsItIs,
+            Form::Json => Self::AtTheEnd,
+        }
+    }
+}
+
 /// What the spool holds, and what has become of it so far.
 pub(super) struct Output {
     spool: SpoolReader<FromStart>,
-    /// Nothing while it is passed on.
-    kept: Option<Kept>,
+    shown: Shown,
+    kept: Kept,
     /// Whether who it is passed on to has gone.
     is_unread: bool,
 }
@@ -54,13 +74,9 @@ impl From<KeptStream> for OutputHead {
 }
 
 impl Output {
-    pub(super) fn new(spool: File, form: Form) -> Self {
+    pub(super) fn new(spool: File, shown: Shown) -> Self {
         let spool = SpoolReader::new(FromStart { file: spool, offset: 0 });
-        let kept = match form {
-            Form::Text => None,
-            Form::Json => Some(Kept::default()),
-        };
-        Self { spool, kept, is_unread: false }
+        Self { spool, shown, kept: Kept::default(), is_unread: false }
     }
 
     /// Whether nobody reads it any more.
@@ -72,13 +88,15 @@ impl Output {
     pub(super) fn take(&mut self) -> Result<(), CliError> {
         while let Some(record) = self.spool.next_record()? {
             let Entry::Output(stream, bytes) = record.entry else { continue };
-            let written = match (&mut self.kept, stream) {
-                (Some(kept), stream) => {
-                    kept.add(stream, &bytes);
+            let written = match (self.shown, stream) {
+                (Shown::AtTheEnd, stream) => {
+                    self.kept.add(stream, &bytes);
                     Ok(())
                 }
-                (None, Stream::Stdout) => write_now(&mut io::stdout().lock(), &bytes),
-                (None, Stream::Stderr) => write_now(&mut io::stderr().lock(), &bytes),
+                (Shown::AsItIs, Stream::Stdout) => write_now(&mut io::stdout().lock(), &bytes),
+                (Shown::AsItIs, Stream::Stderr) | (Shown::OnStderr, _) => {
+                    write_now(&mut io::stderr().lock(), &bytes)
+                }
             };
             match written {
                 Ok(()) => {}
@@ -91,7 +109,7 @@ impl Output {
 
     /// The end of the job as a step of the HTTP API, if that was asked for.
     pub(super) fn into_json(self, outcome: &Outcome, limits: &Limits) -> Option<StepView> {
-        let kept = self.kept?;
+        let kept = (self.shown == Shown::AtTheEnd).then_some(self.kept)?;
         let step = outcome.steps.first().cloned();
         let step = step.unwrap_or_else(|| StepOutcome {
             name: "run".into(),

@@ -92,7 +92,7 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let limits = args.limits(&LimitPolicy::default())?;
     let spec = args.spec(&store, &image, limits)?;
     let Ran { mut outcome, upper, output } =
-        containers.run(spec, &args.place.directory()?, form)?;
+        containers.run(spec, &args.place.directory()?, form.into())?;
     if output.is_unread() {
         return Err(CliError::Unread);
     }

@@ -1,0 +1,367 @@
+//! A stage while it is built: the image so far, and what each step makes of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lazaret_sandbox::image::oci::{MAX_LAYERS, Platform};
+use lazaret_sandbox::image::{Bounds, Digest, HOST_IMAGE, Hold, Image, ImageConfig, Layer};
+use lazaret_sandbox::outcome::{Outcome, Verdict};
+use lazaret_sandbox::spec::{ContainerSpec, OutputOverflow, StepSpec, When};
+use serde_json::{Value, json};
+
+use super::plan::{Command, Plan, Step, What};
+use super::words::{expand, split};
+use super::{Build, BuildError, BuildRequest, SCRATCH};
+
+/// Who `RUN` runs as if nobody says.
+const ROOT: &str = "0";
+/// A container gives its working directory to its user, which is not for a `RUN` to do. This one is
+/// no part of the image.
+const NO_WORKDIR: &str = "/tmp";
+/// Where, if nobody says.
+const TOP: &str = "/";
+
+/// An image so far.
+#[derive(Debug, Clone)]
+pub(super) struct Stage {
+    /// The topmost first.
+    pub(super) layers: Vec<Layer>,
+    pub(super) config: ImageConfig,
+    pub(super) platform: Platform,
+    /// Says all that was done so far.
+    key: Digest,
+    shell: Vec<String>,
+    arguments: BTreeMap<String, String>,
+    /// Whether the command is this stage's own, and not its base's.
+    has_own_command: bool,
+    /// Keeps the layers.
+    holds: Vec<Arc<Hold>>,
+}
+
+/// The names that an `ARG` declares.
+pub(super) fn declared(text: &str, escape: char) -> Vec<String> {
+    let words = split(text, escape).into_iter();
+    words.map(|word| word.split('=').next().unwrap_or_default().to_owned()).collect()
+}
+
+/// What `ARG`s in front of the first stage stand for, and those that every build has.
+pub(super) fn global_arguments(
+    plan: &Plan,
+    request: &BuildRequest,
+) -> Result<BTreeMap<String, String>, BuildError> {
+    let host = Platform::of_host();
+    let mut arguments = BTreeMap::new();
+    for side in ["TARGET", "BUILD"] {
+        for (part, value) in [
+            ("PLATFORM", host.to_string()),
+            ("OS", host.os.clone()),
+            ("ARCH", host.architecture.clone()),
+            ("VARIANT", host.variant.clone().unwrap_or_default()),
+        ] {
+            arguments.insert(format!("{side}{part}"), value);
+        }
+    }
+    for text in &plan.arguments {
+        let known = arguments.clone();
+        let lookup = |name: &str| known.get(name).cloned();
+        for word in split(text, plan.escape) {
+            let (name, value) = argument(word, plan.escape, &lookup, request)?;
+            arguments.extend(value.map(|value| (name, value)));
+        }
+    }
+    Ok(arguments)
+}
+
+/// Name and value of `NAME` or `NAME=value`, where the one who builds has the last word.
+fn argument(
+    word: &str,
+    escape: char,
+    lookup: &dyn Fn(&str) -> Option<String>,
+    request: &BuildRequest,
+) -> Result<(String, Option<String>), BuildError> {
+    let (name, default) = match word.split_once('=') {
+        Some((name, default)) => (name, Some(expand(default, escape, lookup)?)),
+        None => (word, None),
+    };
+    Ok((name.to_owned(), request.arguments.get(name).cloned().or(default)))
+}
+
+impl Build<'_> {
+    /// Builds a stage, the `number.0`th of `number.1`.
+    pub(super) fn stage(&mut self, place: usize, number: (usize, usize)) -> Result<(), BuildError> {
+        let planned = &self.plan.stages[place];
+        let mut stage = self.base(place).map_err(|error| error.on_line(planned.line))?;
+        for (index, step) in planned.steps.iter().enumerate() {
+            let of_stage = match number {
+                (_, 1) => String::new(),
+                (number, all) => format!("stage {number}/{all}, "),
+            };
+            let shown = format!("{of_stage}step {}/{}", index + 1, planned.steps.len());
+            self.helper.say(&format!("[{shown}] {}", step.text));
+            self.step(&mut stage, step, place).map_err(|error| error.on_line(step.line))?;
+        }
+        self.done.insert(place, stage);
+        Ok(())
+    }
+
+    /// What a stage starts with.
+    fn base(&self, place: usize) -> Result<Stage, BuildError> {
+        let planned = &self.plan.stages[place];
+        let lookup = |name: &str| self.arguments.get(name).cloned();
+        let name = expand(&planned.base, self.plan.escape, &lookup)?;
+        if let Some(platform) = &planned.platform {
+            let platform = expand(platform, self.plan.escape, &lookup)?;
+            if platform.parse::<Platform>()? != Platform::of_host() {
+                let why = format!("`{platform}` is not this machine, which runs the steps");
+                return Err(BuildError::refused(why));
+            }
+        }
+        let shell = vec!["/bin/sh".into(), "-c".into()];
+        if let Some(stage) = self.plan.stage(&name, place).and_then(|place| self.done.get(&place)) {
+            let (arguments, has_own_command) = (BTreeMap::new(), false);
+            return Ok(Stage { arguments, has_own_command, ..stage.clone() });
+        }
+        let mut stage = Stage {
+            layers: Vec::new(),
+            config: ImageConfig::default(),
+            platform: Platform::of_host(),
+            key: Digest::of(SCRATCH.as_bytes()),
+            shell,
+            arguments: BTreeMap::new(),
+            has_own_command: false,
+            holds: Vec::new(),
+        };
+        if name != SCRATCH {
+            let image = self.image(&name)?;
+            stage.platform = image.platform.parse()?;
+            (stage.layers, stage.config, stage.key) = (image.layers, image.config, image.digest);
+            stage.holds = vec![Arc::new(self.images.hold_layers(&stage.layers)?)];
+        }
+        Ok(stage)
+    }
+
+    pub(super) fn image(&self, name: &str) -> Result<Image, BuildError> {
+        let image = match self.images.get(name)? {
+            Some(image) => image,
+            None => self.helper.get_image(name)?,
+        };
+        if image.name.as_str() == HOST_IMAGE {
+            self.images.can_leave(&image)?;
+        }
+        Ok(image)
+    }
+
+    fn step(&self, stage: &mut Stage, step: &Step, place: usize) -> Result<(), BuildError> {
+        match &step.what {
+            What::Run(command) => return self.run(stage, command, step),
+            What::Copy(files) => return self.copy(stage, files, place),
+            What::Env(text) => {
+                for (name, value) in self.pairs(stage, text)? {
+                    stage.config.env.retain(|(known, _)| *known != name);
+                    stage.config.env.push((name, value));
+                }
+            }
+            What::Arg(text) => self.declare(stage, text)?,
+            What::Label(text) => {
+                let pairs = self.pairs(stage, text)?;
+                stage.config.labels.extend(pairs);
+            }
+            What::Workdir(text) => {
+                let path = absolute(stage, &self.word(stage, text)?);
+                if let Some(layer) = self.images.with_directory(&stage.layers, path.as_bytes())? {
+                    self.put(stage, layer)?;
+                }
+                stage.config.workdir = Some(path);
+            }
+            What::User(text) => stage.config.user = Some(self.word(stage, text)?),
+            What::Expose(ports) => {
+                for port in ports {
+                    let ports = self.words(stage, port)?.into_iter().map(|port| exposed(&port));
+                    let ports: Vec<String> = ports.collect::<Result<_, _>>()?;
+                    stage.config.ports.extend(ports);
+                }
+            }
+            What::Cmd(command) => {
+                stage.config.command = whole(stage, command);
+                stage.has_own_command = true;
+            }
+            What::Entrypoint(command) => {
+                stage.config.entrypoint = whole(stage, command);
+                if !stage.has_own_command {
+                    // It was for the entry point of the base.
+                    stage.config.command = Vec::new();
+                }
+            }
+            What::Shell(shell) => stage.shell.clone_from(shell),
+            What::LeftOut => self.helper.say("it means nothing here, and is left out"),
+        }
+        stage.key = stage.after(&json!([step.text, stage.config, stage.shell, stage.arguments]));
+        Ok(())
+    }
+
+    fn declare(&self, stage: &mut Stage, text: &str) -> Result<(), BuildError> {
+        for word in split(text, self.plan.escape) {
+            let lookup = |name: &str| stage.value(name);
+            let (name, value) = argument(word, self.plan.escape, &lookup, self.request)?;
+            let value = value.or_else(|| self.arguments.get(&name).cloned());
+            stage.arguments.extend(value.map(|value| (name, value)));
+        }
+        Ok(())
+    }
+
+    /// Runs a command in a container; what it wrote is the next layer.
+    fn run(&self, stage: &mut Stage, command: &Command, step: &Step) -> Result<(), BuildError> {
+        let user = stage.config.user.as_deref().unwrap_or(ROOT);
+        let user = self.images.resolve_user_of(&stage.layers, user)?;
+        let mut env = stage.arguments.clone();
+        env.extend(stage.config.env.iter().cloned());
+        let command = match command {
+            Command::Exec(words) => words.clone(),
+            Command::Shell(_) => whole(stage, command),
+        };
+        let workdir = stage.config.workdir.clone().unwrap_or_else(|| TOP.into());
+        let key = stage.after(&json!(["RUN", command, env, workdir, [user.uid, user.gid]]));
+        if self.put_known(stage, key)? {
+            return Ok(());
+        }
+        let limits = self.request.limits;
+        let spec = ContainerSpec {
+            label: "lazaret image build".into(),
+            rootfs: self.images.rootfs_of(&stage.layers),
+            user,
+            workdir: NO_WORKDIR.into(),
+            files: Vec::new(),
+            steps: vec![StepSpec {
+                name: "run".into(),
+                command,
+                env: env.into_iter().collect(),
+                workdir: Some(workdir),
+                stdin: Vec::new(),
+                limits,
+                output_overflow: OutputOverflow::Truncate,
+                when: When::Success,
+                allow_failure: false,
+            }],
+            disk_bytes: self.request.disk_bytes,
+            job_wall_ms: limits.wall_ms,
+        };
+        let (outcome, upper) = self.helper.run(spec)?;
+        let Some(upper) = upper.filter(|_| outcome.verdict == Verdict::Success) else {
+            return Err(BuildError::Step { line: step.line, why: how_it_ended(&outcome) });
+        };
+        let layer = self.images.commit_layer(&upper, Bounds::default())?;
+        self.put_new(stage, key, layer)
+    }
+
+    /// Takes the layer that a step has made before.
+    pub(super) fn put_known(&self, stage: &mut Stage, key: Digest) -> Result<bool, BuildError> {
+        let known = if self.request.is_fresh { None } else { self.images.built(&key)? };
+        let Some(layer) = known else { return Ok(false) };
+        self.helper.say("as before");
+        self.put(stage, layer)?;
+        stage.key = key;
+        Ok(true)
+    }
+
+    pub(super) fn put_new(
+        &self,
+        stage: &mut Stage,
+        key: Digest,
+        layer: Layer,
+    ) -> Result<(), BuildError> {
+        self.images.remember_built(key, &layer)?;
+        self.put(stage, layer)?;
+        stage.key = key;
+        Ok(())
+    }
+
+    fn put(&self, stage: &mut Stage, layer: Layer) -> Result<(), BuildError> {
+        if stage.layers.len() >= MAX_LAYERS {
+            let why = format!("there are {MAX_LAYERS} layers already, the most there may be");
+            return Err(BuildError::refused(why));
+        }
+        stage.holds.push(Arc::new(self.images.hold_layers(&[layer])?));
+        stage.layers = layer.on(&stage.layers);
+        Ok(())
+    }
+
+    /// A text as one word, its variables replaced.
+    pub(super) fn word(&self, stage: &Stage, text: &str) -> Result<String, BuildError> {
+        expand(text, self.plan.escape, &|name| stage.value(name))
+    }
+
+    fn words(&self, stage: &Stage, text: &str) -> Result<Vec<String>, BuildError> {
+        split(text, self.plan.escape).into_iter().map(|word| self.word(stage, word)).collect()
+    }
+
+    /// `NAME=value NAME=value`, or `NAME` and the rest of the line.
+    fn pairs(&self, stage: &Stage, text: &str) -> Result<Vec<(String, String)>, BuildError> {
+        let words = split(text, self.plan.escape);
+        if let Some(first) = words.first().filter(|word| !word.contains('=')) {
+            let rest = text.trim_start()[first.len()..].trim();
+            return Ok(vec![(self.word(stage, first)?, self.word(stage, rest)?)]);
+        }
+        let pairs = words.into_iter().map(|word| {
+            let no_pair = || BuildError::refused(format!("`{word}` is not `NAME=value`"));
+            let (name, value) = word.split_once('=').ok_or_else(no_pair)?;
+            Ok((self.word(stage, name)?, self.word(stage, value)?))
+        });
+        pairs.collect()
+    }
+}
+
+impl Stage {
+    /// What a variable stands for.
+    fn value(&self, name: &str) -> Option<String> {
+        let env = self.config.env.iter().find(|(known, _)| known == name);
+        env.map(|(_, value)| value).or_else(|| self.arguments.get(name)).cloned()
+    }
+
+    /// The key once this is done, too.
+    pub(super) fn after(&self, what: &Value) -> Digest {
+        Digest::of(json!([self.key, what]).to_string().as_bytes())
+    }
+}
+
+/// A command as it is run: a line goes to the shell.
+fn whole(stage: &Stage, command: &Command) -> Vec<String> {
+    match command {
+        Command::Exec(words) => words.clone(),
+        Command::Shell(line) => [stage.shell.as_slice(), std::slice::from_ref(line)].concat(),
+    }
+}
+
+/// A path of the image, from its root.
+pub(super) fn absolute(stage: &Stage, path: &str) -> String {
+    if path.starts_with('/') {
+        return path.to_owned();
+    }
+    let workdir = stage.config.workdir.as_deref().unwrap_or(TOP);
+    format!("{}/{path}", workdir.trim_end_matches('/'))
+}
+
+/// `80` as `80/tcp`.
+fn exposed(port: &str) -> Result<String, BuildError> {
+    let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+    let is_port = number.split('-').all(|number| number.parse::<u16>().is_ok());
+    if is_port && matches!(protocol, "tcp" | "udp" | "sctp") {
+        return Ok(format!("{number}/{protocol}"));
+    }
+    Err(BuildError::refused(format!("`{port}` is not a port, as `80` or `80/udp`")))
+}
+
+fn how_it_ended(outcome: &Outcome) -> String {
+    let step = outcome.steps.first();
+    let detail = outcome.detail.as_deref().or(step.and_then(|step| step.detail.as_deref()));
+    let mut why = match step.and_then(|step| step.exit_code) {
+        Some(code) if outcome.verdict == Verdict::Failure => format!("exit code {code}"),
+        _ => format!("verdict `{}`", outcome.verdict.as_str()),
+    };
+    if let Some(hit) = step.and_then(|step| step.limit_hit) {
+        why += &format!(": allowed {}, observed {}", hit.allowed, hit.observed);
+    }
+    if let Some(detail) = detail {
+        why += &format!(": {detail}");
+    }
+    why
+}
