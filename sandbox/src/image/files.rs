@@ -237,9 +237,9 @@ impl ImageStore {
     }
 }
 
-/// An overlay of layers below `directory`, read-only. It is mounted by a thread in a mount namespace
-/// of its own, and lives on in its descriptor alone. Relative names keep the options within the page
-/// that mount(2) takes.
+/// An overlay of layers below `directory`, read-only. It is mounted by a thread in a mount
+/// namespace of its own, and lives on in its descriptor alone. Relative names keep the options
+/// within the page that mount(2) takes.
 fn overlay(directory: &Path, lower: &str) -> io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;

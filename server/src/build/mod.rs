@@ -48,7 +48,7 @@ pub struct BuildRequest {
 }
 
 /// What a build needs of the program that it is part of.
-pub trait Helper {
+pub trait Engine {
     /// An image that is not in the store, from wherever it can be had.
     ///
     /// # Errors
@@ -109,7 +109,7 @@ impl From<image::Error> for BuildError {
 struct Build<'a> {
     images: &'a ImageStore,
     request: &'a BuildRequest,
-    helper: &'a dyn Helper,
+    engine: &'a dyn Engine,
     plan: &'a Plan,
     /// `ARG`s in front of the first stage.
     arguments: BTreeMap<String, String>,
@@ -120,11 +120,11 @@ struct Build<'a> {
 /// Builds an image.
 ///
 /// # Errors
-/// Why there is none. Layers of steps that were done stay for the next build, until they are pruned.
+/// Why there is none. Layers of steps that were done stay for the next build, until pruned.
 pub fn build(
     images: &ImageStore,
     request: &BuildRequest,
-    helper: &dyn Helper,
+    engine: &dyn Engine,
 ) -> Result<Image, BuildError> {
     let plan = Plan::parse(&request.dockerfile)?;
     let last = plan.stages.len().saturating_sub(1);
@@ -134,10 +134,10 @@ pub fn build(
             .ok_or_else(|| BuildError::refused(format!("the Dockerfile has no stage `{name}`")))?,
         None => last,
     };
-    warn_of_unknown_arguments(&plan, request, helper);
+    warn_of_unknown_arguments(&plan, request, engine);
     let arguments = stage::global_arguments(&plan, request)?;
     let mut build =
-        Build { images, request, helper, plan: &plan, arguments, done: BTreeMap::new() };
+        Build { images, request, engine, plan: &plan, arguments, done: BTreeMap::new() };
     let needed = needed(&plan, target);
     for (number, place) in needed.iter().enumerate() {
         build.stage(*place, (number + 1, needed.len()))?;
@@ -171,7 +171,7 @@ fn needed(plan: &Plan, target: usize) -> BTreeSet<usize> {
     needed
 }
 
-fn warn_of_unknown_arguments(plan: &Plan, request: &BuildRequest, helper: &dyn Helper) {
+fn warn_of_unknown_arguments(plan: &Plan, request: &BuildRequest, engine: &dyn Engine) {
     let steps = plan.stages.iter().flat_map(|stage| &stage.steps);
     let of_steps = steps.filter_map(|step| {
         let What::Arg(text) = &step.what else { return None };
@@ -181,6 +181,6 @@ fn warn_of_unknown_arguments(plan: &Plan, request: &BuildRequest, helper: &dyn H
     let known: BTreeSet<String> =
         texts.flat_map(|text| stage::declared(text, plan.escape)).collect();
     for name in request.arguments.keys().filter(|name| !known.contains(*name)) {
-        helper.say(&format!("no `ARG` asks for `{name}`"));
+        engine.say(&format!("no `ARG` asks for `{name}`"));
     }
 }

@@ -97,7 +97,7 @@ impl Build<'_> {
                 (number, all) => format!("stage {number}/{all}, "),
             };
             let shown = format!("{of_stage}step {}/{}", index + 1, planned.steps.len());
-            self.helper.say(&format!("[{shown}] {}", step.text));
+            self.engine.say(&format!("[{shown}] {}", step.text));
             self.step(&mut stage, step, place).map_err(|error| error.on_line(step.line))?;
         }
         self.done.insert(place, stage);
@@ -143,7 +143,7 @@ impl Build<'_> {
     pub(super) fn image(&self, name: &str) -> Result<Image, BuildError> {
         let image = match self.images.get(name)? {
             Some(image) => image,
-            None => self.helper.get_image(name)?,
+            None => self.engine.get_image(name)?,
         };
         if image.name.as_str() == HOST_IMAGE {
             self.images.can_leave(&image)?;
@@ -193,7 +193,7 @@ impl Build<'_> {
                 }
             }
             What::Shell(shell) => stage.shell.clone_from(shell),
-            What::LeftOut => self.helper.say("it means nothing here, and is left out"),
+            What::LeftOut => self.engine.say("it means nothing here, and is left out"),
         }
         stage.key = stage.after(&json!([step.text, stage.config, stage.shell, stage.arguments]));
         Ok(())
@@ -245,7 +245,7 @@ impl Build<'_> {
             disk_bytes: self.request.disk_bytes,
             job_wall_ms: limits.wall_ms,
         };
-        let (outcome, upper) = self.helper.run(spec)?;
+        let (outcome, upper) = self.engine.run(spec)?;
         let Some(upper) = upper.filter(|_| outcome.verdict == Verdict::Success) else {
             return Err(BuildError::Step { line: step.line, why: how_it_ended(&outcome) });
         };
@@ -257,7 +257,7 @@ impl Build<'_> {
     pub(super) fn put_known(&self, stage: &mut Stage, key: Digest) -> Result<bool, BuildError> {
         let known = if self.request.is_fresh { None } else { self.images.built(&key)? };
         let Some(layer) = known else { return Ok(false) };
-        self.helper.say("as before");
+        self.engine.say("as before");
         self.put(stage, layer)?;
         stage.key = key;
         Ok(true)

@@ -19,7 +19,7 @@ use super::output::Shown;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
 use super::transfer::{self, Access};
 use super::{CliError, Form, say};
-use crate::build::{self, BuildError, BuildRequest, Helper};
+use crate::build::{self, BuildError, BuildRequest, Engine};
 use crate::registry::{self, LocalStore, PullRequest};
 
 const DOCKERFILE: &str = "Dockerfile";
@@ -112,8 +112,8 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         disk_bytes: limit("disk", args.disk)?,
     };
     let data = args.place.directory()?;
-    let helper = Here { containers, images: Arc::clone(&images), access: &args.access, data };
-    let image = build::build(&images, &request, &helper)?;
+    let engine = Here { containers, images: Arc::clone(&images), access: &args.access, data };
+    let image = build::build(&images, &request, &engine)?;
     print(&[image], form)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -142,7 +142,7 @@ struct Here<'a> {
     data: PathBuf,
 }
 
-impl Helper for Here<'_> {
+impl Engine for Here<'_> {
     fn get_image(&self, name: &str) -> Result<Image, BuildError> {
         say(format!("`{name}` is not here: it is pulled"));
         self.pull(name).map_err(|error| BuildError::Refused(error.to_string()))
