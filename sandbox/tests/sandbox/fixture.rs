@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lazaret_sandbox::error::Error;
-use lazaret_sandbox::image::ImageStore;
+use lazaret_sandbox::image::{ImageStore, Upper};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{
     ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
@@ -194,14 +194,27 @@ impl Live {
 
     /// Waits for the end and acknowledges it. What may be left is the caller's to look for.
     pub(crate) fn end(mut self) -> (Ran, Footprint) {
-        let outcome = loop {
-            if let Event::Finished(outcome) = self.event() {
-                break outcome;
-            }
-        };
+        let outcome = self.outcome();
         let records = self.records();
         self.container.acknowledge().expect("acknowledged");
         (Ran { outcome, records }, self.footprint)
+    }
+
+    /// Waits for the end and takes what the container wrote, of which nothing else is left.
+    pub(crate) fn take_upper(mut self, sandbox: &Sandbox) -> (Outcome, Option<Upper>) {
+        let outcome = self.outcome();
+        let upper = self.container.take_upper();
+        self.container.acknowledge().expect("acknowledged");
+        self.footprint.assert_gone(sandbox.settings());
+        (outcome, upper)
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        loop {
+            if let Event::Finished(outcome) = self.event() {
+                return outcome;
+            }
+        }
     }
 }
 

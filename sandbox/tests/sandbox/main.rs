@@ -3,6 +3,7 @@
 //! before the test threads exist.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test ends where it is not as expected")]
 
+mod commit;
 mod cpuset;
 mod fixture;
 mod image;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let kept_to_one = Arc::new(Sandbox::start("one", Some(cpuset::first())));
     let before = Census::take([&sandbox, &kept_to_one].into_iter().filter_map(settings).collect());
     let modules = [
+        ("commit", &sandbox, commit::TESTS),
         ("cpuset", &kept_to_one, cpuset::TESTS),
         ("image", &sandbox, image::TESTS),
         ("lifecycle", &sandbox, lifecycle::TESTS),

@@ -41,6 +41,11 @@ pub(super) struct ImageView {
     command: Vec<String>,
     /// What `command` is given to.
     entrypoint: Vec<String>,
+    /// Notes of its maker.
+    labels: BTreeMap<String, String>,
+    /// Ports that its programs listen on. Only told: a job has no network.
+    #[schema(example = json!(["80/tcp"]))]
+    ports: Vec<String>,
     /// When it came to this server; null for the built-in one.
     #[schema(value_type = Option<String>, format = DateTime, required)]
     created_at: Option<Timestamp>,
@@ -78,6 +83,8 @@ impl From<Image> for ImageView {
             env: image.config.env.into_iter().collect(),
             workdir: image.config.workdir,
             user: image.config.user,
+            labels: image.config.labels,
+            ports: image.config.ports.into_iter().collect(),
             command: image.config.command,
             entrypoint: image.config.entrypoint,
             created_at: image.created_at,
