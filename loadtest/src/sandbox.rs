@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::outcome::Verdict;
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
+    ContainerSpec, Cpus, Limits, OutputOverflow, Rootfs, StepSpec, User, When, WhenAlone,
 };
 use lazaret_sandbox::{Event, Settings, Zygote};
 
@@ -105,6 +105,7 @@ fn spec(rootfs: &Rootfs) -> Result<ContainerSpec, Error> {
         steps: vec![step],
         disk_bytes: number(128 << 20)?,
         job_wall_ms: number(60_000)?,
+        when_alone: WhenAlone::Ends,
     })
 }
 

@@ -37,6 +37,17 @@ pub struct ContainerSpec {
     pub disk_bytes: NonZeroU64,
     /// Bound of the whole container from its first `exec`, in milliseconds.
     pub job_wall_ms: NonZeroU64,
+    /// What becomes of it if whoever has started it goes away before it has ended.
+    pub when_alone: WhenAlone,
+}
+
+/// What becomes of a container whose caller has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WhenAlone {
+    /// It runs to its end, which is kept in `$run` for the caller's successor.
+    GoesOn,
+    /// It is cancelled, for nobody will ever ask.
+    Ends,
 }
 
 /// The directories that an image is made of.

@@ -37,7 +37,7 @@ use crate::init;
 use crate::outcome::{Outcome, StepOutcome, Verdict};
 use crate::run_dir::RunDirectory;
 use crate::settings::Settings;
-use crate::spec::{ContainerSpec, StepSpec};
+use crate::spec::{ContainerSpec, StepSpec, WhenAlone};
 use crate::spool::SpoolWriter;
 use crate::sys::{self, Fork, Namespaces, OneThread};
 use crate::wire::{Channel, MAX_SPEC_BYTES};
@@ -108,7 +108,7 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
         Kept::NotYet => server.await_acknowledgement(None).at(Stage::Shim)?,
         Kept::ByServer | Kept::ByNobody => kept,
     };
-    if kept != Kept::ByServer {
+    if kept != Kept::ByServer && spec.when_alone == WhenAlone::GoesOn {
         directory.keep(&outcome).at(Stage::RunDirectory)?;
         return removed;
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::handle::{Event, Request};
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, WhenAlone};
 use crate::wire::{self, Channel};
 
 /// The conversation with the server, as long as there is one.
@@ -25,6 +25,8 @@ pub(super) struct Server {
     /// Whether the client asked for the end.
     pub(super) is_cancelled: bool,
     is_acknowledged: bool,
+    /// What its absence means.
+    when_alone: WhenAlone,
 }
 
 /// A frame that waits, and what travels with it.
@@ -43,6 +45,7 @@ impl Server {
             grown: None,
             is_cancelled: false,
             is_acknowledged: false,
+            when_alone: WhenAlone::GoesOn,
         }
     }
 
@@ -58,9 +61,10 @@ impl Server {
         loop {
             match channel.try_recv() {
                 Ok(Some((Request::Start(spec), fds))) => {
+                    self.when_alone = spec.when_alone;
                     let mut fds = fds.into_iter();
                     let spool = fds.next().ok_or_else(|| io::Error::other("no spool came"))?;
-                    return Ok(Some((spec, spool)));
+                    return Ok(Some((*spec, spool)));
                 }
                 Ok(Some((Request::Cancel | Request::Acknowledge, _))) => return Ok(None),
                 Ok(None) => {}
@@ -120,7 +124,7 @@ impl Server {
                 }
                 Ok(bytes) => self.sent += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(_gone) => self.channel = None,
+                Err(_gone) => self.lose(),
             }
         }
     }
@@ -132,10 +136,15 @@ impl Server {
                 Ok(Some((Request::Cancel, _))) => self.is_cancelled = true,
                 Ok(Some((Request::Acknowledge, _))) => self.is_acknowledged = true,
                 // A second start is a bug of the server's, which ends the conversation.
-                Ok(Some((Request::Start(_), _))) | Err(_) => self.channel = None,
+                Ok(Some((Request::Start(_), _))) | Err(_) => self.lose(),
                 Ok(None) => return,
             }
         }
+    }
+
+    fn lose(&mut self) {
+        self.channel = None;
+        self.is_cancelled |= self.when_alone == WhenAlone::Ends;
     }
 
     /// What to watch, and for what.

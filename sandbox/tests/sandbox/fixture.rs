@@ -10,7 +10,7 @@ use lazaret_sandbox::error::Error;
 use lazaret_sandbox::image::{ImageStore, Upper};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
+    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When, WhenAlone,
 };
 use lazaret_sandbox::spool::{Entry, Record, SpoolReader, Stream};
 use lazaret_sandbox::{Container, Cpuset, Event, Settings, Zygote};
@@ -100,6 +100,7 @@ impl Sandbox {
             steps: vec![step("run", command)],
             disk_bytes: bytes(64 << 20),
             job_wall_ms: bytes(100_000),
+            when_alone: WhenAlone::GoesOn,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 
 use lazaret_sandbox::outcome::Verdict;
+use lazaret_sandbox::spec::WhenAlone;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fixture::{Live, Sandbox, await_that};
@@ -16,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_killed_shim_takes_its_container_with_it,
     a_killed_init_is_a_fault,
     a_container_outlives_the_interest_of_its_caller,
+    a_container_for_its_caller_alone_ends_with_it,
     a_spec_that_cannot_be_is_a_fault_that_says_why,
     many_containers_at_once_leave_nothing,
     container_names_are_checked,
@@ -94,6 +96,19 @@ fn a_container_outlives_the_interest_of_its_caller(sandbox: &Sandbox) {
         fs::remove_file(directory.join(file)).expect("removed");
     }
     fs::remove_dir(directory).expect("removed");
+    footprint.assert_gone(sandbox.settings());
+}
+
+/// What a command that was killed leaves: nothing.
+fn a_container_for_its_caller_alone_ends_with_it(sandbox: &Sandbox) {
+    let mut spec = sandbox.script("while :; do :; done");
+    spec.when_alone = WhenAlone::Ends;
+    let mut live = sandbox.start_container(spec);
+    live.await_start(0);
+    let Live { container, footprint, .. } = live;
+    let directory = sandbox.settings().run_dir.join(container.id());
+    drop(container);
+    await_that("it goes on", || !directory.exists());
     footprint.assert_gone(sandbox.settings());
 }
 

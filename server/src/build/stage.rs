@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lazaret_sandbox::image::oci::{MAX_LAYERS, Platform};
 use lazaret_sandbox::image::{Bounds, Digest, HOST_IMAGE, Hold, Image, ImageConfig, Layer};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
-use lazaret_sandbox::spec::{ContainerSpec, OutputOverflow, StepSpec, When};
+use lazaret_sandbox::spec::{ContainerSpec, OutputOverflow, StepSpec, When, WhenAlone};
 use serde_json::{Value, json};
 
 use super::plan::{Command, Plan, Step, What};
@@ -244,6 +244,7 @@ impl Build<'_> {
             }],
             disk_bytes: self.request.disk_bytes,
             job_wall_ms: limits.wall_ms,
+            when_alone: WhenAlone::Ends,
         };
         let (outcome, upper) = self.engine.run(spec)?;
         let Some(upper) = upper.filter(|_| outcome.verdict == Verdict::Success) else {

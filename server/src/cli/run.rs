@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
-use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When};
+use lazaret_sandbox::spec::{
+    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When, WhenAlone,
+};
 
 use super::containers::{Containers, Ran};
 use super::image::Place;
@@ -152,6 +154,7 @@ impl Args {
             workdir: config.workdir.clone().unwrap_or_else(|| WORKDIR.into()),
             files: self.files.iter().map(|path| input::read(path)).collect::<Result<_, _>>()?,
             job_wall_ms: step.limits.wall_ms,
+            when_alone: WhenAlone::Ends,
             steps: vec![step],
             disk_bytes: positive(policy.disk_bytes.default)?,
         })

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 
 use lazaret_sandbox::image::{Digest, ImageName};
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When,
+    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When, WhenAlone,
 };
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -136,6 +136,7 @@ impl JobSpec {
             files: inputs.files,
             disk_bytes: self.disk_bytes,
             job_wall_ms: self.job_wall_ms,
+            when_alone: WhenAlone::GoesOn,
         }
     }
 }

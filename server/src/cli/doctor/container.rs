@@ -10,7 +10,9 @@ use jiff::Timestamp;
 use lazaret_sandbox::error::Result as SandboxResult;
 use lazaret_sandbox::image::{HOST_IMAGE, Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
-use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, User, When};
+use lazaret_sandbox::spec::{
+    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, User, When, WhenAlone,
+};
 use lazaret_sandbox::spool::{Entry, SpoolReader};
 use lazaret_sandbox::{Event, Zygote};
 
@@ -189,6 +191,7 @@ fn spec(store: &ImageStore, image: &Image, command: &[&str]) -> io::Result<Conta
         steps: vec![step],
         disk_bytes: number(16 << 20)?,
         job_wall_ms: number(10_000)?,
+        when_alone: WhenAlone::Ends,
     })
 }
 
