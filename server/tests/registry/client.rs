@@ -1,6 +1,6 @@
 //! `lazaret image` as people call it, in a data directory of its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -71,6 +71,16 @@ impl Client {
         images.into_iter().filter(|image| image["name"] != "host").collect()
     }
 
+    /// The directories of an image's layers, the topmost first.
+    pub(crate) fn layers_of(&self, image: &str) -> Vec<PathBuf> {
+        let told = self.run(&["image", "inspect", image]);
+        assert_eq!(told.code, 0, "{told:?}");
+        let image: Value = serde_json::from_str(&told.out).expect("JSON");
+        let layers = image["layers"].as_array().expect("layers").iter();
+        let digests = layers.map(|layer| layer["digest"].as_str().expect("a digest"));
+        digests.map(|digest| self.data().join("images/layers").join(directory_of(digest))).collect()
+    }
+
     /// The layers that the next pull finds.
     pub(crate) fn known_layers(&self) -> usize {
         let text = std::fs::read(self.data().join("images/index.json")).unwrap_or_default();
@@ -89,4 +99,9 @@ impl Client {
         let (whole, rest): (Vec<_>, Vec<_>) = names.partition(is_whole);
         (whole.len(), rest.len())
     }
+}
+
+/// The name of a layer's directory: the first 120 bits of its digest.
+fn directory_of(digest: &str) -> &str {
+    &digest.trim_start_matches("sha256:")[..30]
 }

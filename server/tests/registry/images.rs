@@ -1,16 +1,22 @@
 //! Images that a test makes, as a registry has them.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::layers;
+
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What other tools call the image of a layout.
+pub(crate) const LAYOUT_TAG: &str = "made";
 
 /// Some bytes, and what is said of them.
 #[derive(Debug, Clone)]
@@ -88,20 +94,25 @@ pub(crate) fn index(images: &[(&str, &str, &Made)]) -> Made {
 
 /// An archive of files that everyone may run.
 pub(crate) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_ustar();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        // Not `append_data`, which refuses what a hostile archive is made of.
-        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.set_cksum();
-        archive.append(&header, *content).expect("written");
+    let entries = files.iter().map(|(name, content)| layers::file(name, content));
+    layers::archive(&entries.collect::<Vec<_>>())
+}
+
+/// Writes a directory as the OCI wants it: `made`, with all images if it is an index of these.
+pub(crate) fn write_layout(layout: &Path, made: &Made, images: &[&Made]) {
+    let blobs = layout.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).expect("made");
+    let write = |path: &Path, text: &[u8]| std::fs::write(path, text).expect("written");
+    for made in images.iter().copied().chain([made]) {
+        for blob in made.blobs().chain([&made.manifest]) {
+            write(&blobs.join(blob.digest.trim_start_matches("sha256:")), &blob.sent);
+        }
     }
-    archive.into_inner().expect("written")
+    let mut descriptor = made.manifest.descriptor();
+    descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": LAYOUT_TAG });
+    let index = json!({ "schemaVersion": 2, "manifests": [descriptor] });
+    write(&layout.join("index.json"), index.to_string().as_bytes());
+    write(&layout.join("oci-layout"), br#"{"imageLayoutVersion": "1.0.0"}"#);
 }
 
 /// As the kind of the layer says.

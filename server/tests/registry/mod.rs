@@ -6,6 +6,8 @@
 pub(crate) mod client;
 pub(crate) mod debian;
 pub(crate) mod images;
+pub(crate) mod layers;
+pub(crate) mod trees;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
