@@ -60,6 +60,17 @@ pub(crate) fn image(layers: &[&[(&str, &[u8])]]) -> Made {
     image_of("linux", architecture(), &layers)
 }
 
+/// A busybox, which does what its name in `/bin` says.
+pub(crate) fn busybox() -> Vec<u8> {
+    std::fs::read("/bin/busybox").expect("`packaging/setup` installs it")
+}
+
+/// An image of a busybox, below a layer with only a name in it.
+pub(crate) fn named(name: &str) -> Made {
+    let busybox = busybox();
+    image(&[&[("bin/sh", &busybox), ("bin/cat", &busybox)], &[("name", name.as_bytes())]])
+}
+
 /// An image of these archives and the kinds that they are said to be.
 pub(crate) fn image_of(os: &str, architecture: &str, archives: &[(&str, Vec<u8>)]) -> Made {
     let diff_ids: Vec<String> = archives.iter().map(|(_, tar)| digest(tar)).collect();
