@@ -71,10 +71,19 @@ pub(crate) fn named(name: &str) -> Made {
     image(&[&[("bin/sh", &busybox), ("bin/cat", &busybox)], &[("name", name.as_bytes())]])
 }
 
-/// An image of these archives and the kinds that they are said to be.
+/// An image of these archives, compressed as their kinds say.
 pub(crate) fn image_of(os: &str, architecture: &str, archives: &[(&str, Vec<u8>)]) -> Made {
     let diff_ids: Vec<String> = archives.iter().map(|(_, tar)| digest(tar)).collect();
-    let layers: Vec<Blob> = archives.iter().map(|(kind, tar)| Blob::new(kind, gzip(tar))).collect();
+    let layers = archives.iter().map(|(kind, tar)| Blob::new(kind, compressed(kind, tar)));
+    image_of_blobs((os, architecture), layers.collect(), &diff_ids)
+}
+
+/// An image of these layers, which are said to have these digests once they are unpacked.
+pub(crate) fn image_of_blobs(
+    (os, architecture): (&str, &str),
+    layers: Vec<Blob>,
+    diff_ids: &[String],
+) -> Made {
     let config = json!({
         "os": os, "architecture": architecture,
         "config": { "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"] },
