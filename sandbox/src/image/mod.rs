@@ -132,6 +132,18 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the disk is full: then it is not what was asked for that is wrong.
+    #[must_use]
+    pub fn is_full_disk(&self) -> bool {
+        let mut error = self;
+        while let Self::InLayer { error: inner, .. } = error {
+            error = inner;
+        }
+        matches!(error, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
 /// Says what was being done when the operating system refused.
 trait Doing<T> {
     /// The same result, its error opened with what `doing` says.

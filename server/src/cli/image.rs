@@ -1,7 +1,7 @@
 //! `lazaret image`: the images of a data directory.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -97,8 +97,7 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
             options.bounds.unpacked_bytes = max_unpacked.unwrap_or(options.bounds.unpacked_bytes);
             options.platform = platform.clone().unwrap_or(options.platform);
             let image = place.open()?.import_with(source, name, (Timestamp::now(), &options));
-            let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
-            print(&[image.map_err(refused)?], form)?;
+            print(&[image.map_err(|error| unusable(source, &error))?], form)?;
         }
         Args::Ls { place } => print(&place.open()?.list()?, form)?,
         Args::Inspect { name, place } => inspect(&place.open()?, name)?,
@@ -110,6 +109,11 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn unusable(source: &Path, error: &Error) -> CliError {
+    let told = format!("`{}`: {error}", source.display());
+    if error.is_full_disk() { CliError::failed(told) } else { CliError::refused(told) }
 }
 
 /// As JSON, whether or not that is asked for: there is no shorter form that says it all.
