@@ -113,6 +113,22 @@ fn an_archive_cut_anywhere_is_refused() {
 }
 
 #[test]
+fn an_archive_may_end_with_the_last_byte_of_its_last_file() {
+    let place = Place::new();
+    let whole = archive(&[file("etc/x", &[b'x'; 1500])]);
+    let image = place.import(&whole[..512 + 1500]).expect("imported");
+    let content = fs::read(place.root_of(&image).join("etc/x")).expect("read");
+    assert_eq!(content, [b'x'; 1500]);
+    place.store.remove("it").expect("removed");
+    // One byte of it, or of a name that should follow, is missing.
+    place.refuse(&whole[..512 + 1499]);
+    let name = entry(EntryType::GNULongName, "././@LongLink", "", &[b'n'; 300]);
+    let named = archive(&[name, file("x", b"x")]);
+    place.refuse(&named[..512 + 300]);
+    place.refuse(&named[..512 + 299]);
+}
+
+#[test]
 fn attributes_that_speak_to_the_kernel_are_dropped() {
     let place = Place::new();
     let mut builder = Builder::new(Vec::new());
