@@ -155,6 +155,22 @@ fn layers_that_hide_and_replace_are_unpacked_alike() {
     assert!(!gone.iter().any(|name| has(name)), "{seen:#?}");
 }
 
+#[test]
+fn directories_that_a_layer_leaves_out_are_as_lower_layers_have_them() {
+    let above = [
+        file("home/ann/notes", b"mine").owner(1000, 1000),
+        file("tmp/left", b"").mode(0o600),
+        file("srv/shared/file", b"shared"),
+        file("noted.d/x", b"x"),
+        file("usr/bin/.wh.wall", b""),
+        file("new/deep/file", b"new"),
+    ];
+    let top = [file("home/ann/more", b"mine"), file("new/deep/more", b"new")];
+    let layers = [&everything()[..], &above, &top].map(layers::archive);
+    let seen = unpacked(&layers);
+    assert!(seen.iter().any(|line| line.starts_with("\"tmp\" 41777")), "{seen:#?}");
+}
+
 /// An archive of a tree, by GNU's tar: pax with attributes, or its own form with sparse files.
 fn tar_of(tree: &Path, options: &[&str]) -> Vec<u8> {
     let mut tar = Command::new("tar");

@@ -16,6 +16,7 @@ mod archive;
 mod bundle;
 mod config;
 mod host;
+mod implied;
 mod import;
 mod index;
 mod layer;

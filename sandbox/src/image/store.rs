@@ -5,6 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -147,7 +148,7 @@ impl ImageStore {
         if new.name.as_str() == HOST_IMAGE {
             return Err(reserved(HOST_IMAGE));
         }
-        let image = new.into_image(Some(now))?;
+        let image = self.complete(new)?.into_image(Some(now))?;
         let _lock = self.lock()?;
         for path in self.rootfs(&image).layers {
             if !path.is_dir() {
@@ -214,17 +215,7 @@ impl ImageStore {
             // It may have gone before it was held.
             self.find(&image.digest)?.ok_or_else(missing)?;
         }
-        let mut held = Vec::new();
-        for path in self.rootfs(image).layers {
-            let layer = tree::open_directory(&path).map_err(|_gone| missing())?;
-            flock(&layer, FlockOperation::LockShared)
-                .doing(|| format!("could not hold `{}`", path.display()))?;
-            // Who removes a layer renames it while no one holds it: it may be gone by now.
-            if !path.exists() {
-                return Err(missing());
-            }
-            held.push(layer);
-        }
+        let held = hold_layers(&self.rootfs(image).layers, missing)?;
         Ok(Hold::new(used, held))
     }
 
@@ -342,6 +333,22 @@ enum Scope {
     Replaced,
     /// All: also what an interrupted pull has unpacked.
     All,
+}
+
+/// Keeps layers from being removed; `missing` says that one has been.
+pub(super) fn hold_layers(layers: &[PathBuf], missing: impl Fn() -> Error) -> Result<Vec<OwnedFd>> {
+    let mut held = Vec::new();
+    for path in layers {
+        let layer = tree::open_directory(path).map_err(|_gone| missing())?;
+        flock(&layer, FlockOperation::LockShared)
+            .doing(|| format!("could not hold `{}`", path.display()))?;
+        // Who removes a layer renames it while no one holds it: it may be gone by now.
+        if !path.exists() {
+            return Err(missing());
+        }
+        held.push(layer);
+    }
+    Ok(held)
 }
 
 /// A name that an image may be given or lose.

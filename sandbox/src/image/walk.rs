@@ -215,7 +215,7 @@ fn open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
 }
 
 /// The attributes that an image may have, sorted by name.
-fn extended_attributes(file: &OwnedFd) -> io::Result<Vec<(String, Vec<u8>)>> {
+pub(super) fn extended_attributes(file: &OwnedFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut buffer = vec![0; MAX_XATTR_BYTES];
     let length = match flistxattr(file, &mut buffer) {
         Ok(length) => length,

@@ -1,5 +1,6 @@
 //! Trees of files, told as lines that can be compared.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -19,7 +20,7 @@ const MAX_XATTR_BYTES: usize = 4096;
 /// size, the digest of what is in it, and where it leads. Directories have none of these in common
 /// on all file systems.
 pub(crate) fn described(root: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
+    let (mut lines, mut digests) = (Vec::new(), HashMap::new());
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
         let stat = fs::symlink_metadata(&path).expect("looked at");
@@ -33,7 +34,10 @@ pub(crate) fn described(root: &Path) -> Vec<String> {
             line += &format!(" {links} {changed_at} {size}");
         }
         if stat.is_file() {
-            line += &format!(" {}", images::digest(&fs::read(&path).expect("read")));
+            // A file of many names is read once.
+            let digest = || images::digest(&fs::read(&path).expect("read"));
+            let digest = digests.entry((stat.dev(), stat.ino())).or_insert_with(digest);
+            line += &format!(" {digest}");
         } else if stat.is_symlink() {
             line += &format!(" {:?}", fs::read_link(&path).expect("read"));
         } else if stat.file_type().is_char_device() {
