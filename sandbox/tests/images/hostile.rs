@@ -79,6 +79,11 @@ fn a_layer_beyond_its_bounds_is_refused() {
     let many: Vec<_> = (0..101).map(|number| file(&format!("f{number}"), b"")).collect();
     assert!(place.refuse(&archive(&many)).contains("more than 100 entries"));
     assert!(place.import(&archive(&many[..100])).is_ok());
+    place.store.remove("it").expect("removed");
+    // Directories that are not mentioned count, too.
+    let deep = |name: &str| file(&format!("{name}/{}", ["d"; 40].join("/")), b"");
+    let reason = place.refuse(&archive(&[deep("a"), deep("b"), deep("c")]));
+    assert!(reason.contains("more than 100 entries"), "{reason}");
 }
 
 #[test]
