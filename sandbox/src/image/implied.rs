@@ -1,7 +1,7 @@
 //! Directories that a layer has without a word of them: an archive may hold `home/ann/notes` and
-//! none of its directories. Put on other layers, they are what these say; an overlay, however, shows
-//! what the topmost layer has. Where that makes a difference, an image gets one more layer on top:
-//! these directories, as they should be, and nothing in them.
+//! none of its directories. Put on other layers, they are what these say; an overlay, however,
+//! shows what the topmost layer has. Where that makes a difference, an image gets one more layer on
+//! top: these directories, as they should be, and nothing in them.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,8 +15,8 @@ use super::layer::{Attributes, Bounds, EntryPath, OPAQUE};
 use super::store::hold_layers;
 use super::{Digest, Doing as _, Error, ImageStore, NewImage, Result, tree, walk};
 
-/// Marks these directories, and the root of a layer that has any. An overlay shows and copies nothing
-/// of this name.
+/// Marks these directories, and the root of a layer that has any. An overlay neither shows nor
+/// copies what has such a name.
 const IMPLIED: &str = "trusted.overlay.lazaret.implied";
 /// Of an image; those that tools leave out are a few for each layer.
 const MAX_IMPLIED: usize = 100_000;
