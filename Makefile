@@ -1,6 +1,6 @@
 # Each target is a command or two; what they do is in the scripts and crates they name.
 
-.PHONY: help setup build demo serve test test-v2 bench lint fmt
+.PHONY: help setup build demo serve test test-v2 bench bench-images lint fmt
 
 help:            ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -26,6 +26,9 @@ test-v2: setup   ## Run the sandbox's tests under pure cgroup v2 kernels only.
 
 bench: build     ## Measure, and write bench/results.md.
 	loadtest/bench
+
+bench-images: build ## Measure pulls and layers, and write bench/images.md.
+	loadtest/bench-images
 
 lint: setup      ## Check formatting and lints, warnings being errors.
 	cargo fmt --all --check

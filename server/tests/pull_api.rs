@@ -6,7 +6,7 @@ mod served;
 
 use std::time::Instant;
 
-use registry::images::{self, Made};
+use registry::images;
 use registry::{Door, Fault, Registry, blob_path, manifest_path};
 use serde_json::{Value, json};
 use served::{Answer, Server};
@@ -16,11 +16,6 @@ use tempfile::TempDir;
 fn served() -> (Server, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     (Server::start(&directory.path().join("data")), directory)
-}
-
-fn busybox() -> Made {
-    let busybox = std::fs::read("/bin/busybox").expect("`packaging/setup` installs it");
-    images::image(&[&[("bin/sh", &busybox), ("bin/cat", &busybox)], &[("name", b"pulled")]])
 }
 
 fn wanted(registry: &Registry) -> Value {
@@ -44,7 +39,8 @@ fn wait_until_stalled(registry: &Registry) {
 
 #[test]
 fn a_pulled_image_is_what_jobs_run_in() {
-    let (registry, (server, _directory), made) = (Registry::start(), served(), busybox());
+    let (registry, (server, _directory), made) =
+        (Registry::start(), served(), images::named("pulled"));
     registry.put("latest", &made);
     let answer = server.post("/v1/images?wait=30", &wanted(&registry));
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -60,7 +56,8 @@ fn a_pulled_image_is_what_jobs_run_in() {
 
 #[test]
 fn a_pull_that_runs_is_joined_and_ends_with_the_server() {
-    let (registry, (server, directory), made) = (Registry::start(), served(), busybox());
+    let (registry, (server, directory), made) =
+        (Registry::start(), served(), images::named("pulled"));
     registry.put("latest", &made);
     registry.fail(&blob_path(&made.layers[0]), &[Fault::StallAt(100_000)]);
     let (first, location) = accepted(&server.post("/v1/images", &wanted(&registry)));
@@ -80,7 +77,8 @@ fn a_pull_that_runs_is_joined_and_ends_with_the_server() {
 
 #[test]
 fn who_follows_a_pull_hears_of_it_to_its_end() {
-    let (registry, (server, _directory), made) = (Registry::start(), served(), busybox());
+    let (registry, (server, _directory), made) =
+        (Registry::start(), served(), images::named("pulled"));
     registry.put("latest", &made);
     registry.fail(&blob_path(&made.layers[0]), &[Fault::CutAt(1000)]);
     let (_, location) = accepted(&server.post("/v1/images", &wanted(&registry)));
@@ -127,7 +125,7 @@ fn what_a_registry_refuses_is_a_problem_of_its_own() {
 fn a_failed_pull_keeps_its_problem() {
     let (registry, (server, _directory)) = (Registry::start(), served());
     registry.fail(&manifest_path("latest"), &[Fault::StallAt(0)]);
-    registry.put("latest", &busybox());
+    registry.put("latest", &images::named("pulled"));
     let (_, location) = accepted(&server.post("/v1/images", &wanted(&registry)));
     wait_until_stalled(&registry);
     assert_eq!(server.get(&location).json()["problem"], Value::Null);
@@ -164,7 +162,7 @@ fn an_image_that_the_disk_has_no_room_for_leaves_all_of_it() {
     let answer = server.post("/v1/images?wait=30", &wanted(&registry));
     assert_eq!(answer.status, 503, "{}", answer.body);
     assert!(answer.body.contains("the disk is full"), "{}", answer.body);
-    registry.put("latest", &busybox());
+    registry.put("latest", &images::named("pulled"));
     let answer = server.post("/v1/images?wait=30", &wanted(&registry));
     assert_eq!(answer.status, 200, "{}", answer.body);
 }

@@ -98,6 +98,24 @@ fn a_registry_that_has_enough_is_asked_again_when_it_says() {
 }
 
 #[test]
+fn a_registry_that_names_a_time_is_not_asked_before_it() {
+    let (registry, client, made) = (Registry::start(), Client::new(), two_layers());
+    registry.put("latest", &made);
+    let (manifest, layer) = (manifest_path("latest"), blob_path(&made.layers[0]));
+    for path in [&manifest, &layer] {
+        // Longer than it would wait by itself.
+        registry.fail(path, &[Fault::Answer(429, "retry-after: 2\r\n")]);
+    }
+    let told = client.pull(&registry.reference("test/image"), &[]);
+    assert_eq!(told.code, 0, "{told:?}");
+    for path in [&manifest, &layer] {
+        let asked = registry.asked(path);
+        let waited = asked[1].at - asked[0].at;
+        assert!(asked.len() == 2 && waited >= Duration::from_secs(2), "{path}: {waited:?}");
+    }
+}
+
+#[test]
 fn a_layer_that_was_cut_off_goes_on_where_it_was() {
     for (second, bytes_again) in [(Fault::CutAt(100_000), 1), (Fault::Whole, 0)] {
         let (registry, client, made) = (Registry::start(), Client::new(), two_layers());

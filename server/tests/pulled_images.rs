@@ -3,25 +3,15 @@
 
 mod registry;
 
-use std::sync::LazyLock;
-
 use registry::client::Client;
 use registry::debian::Debian;
-use registry::images::{self, Made, OCI_LAYER, architecture};
+use registry::images::{self, OCI_LAYER, architecture};
 use serde_json::Value;
 
 /// The layer that stands for all layers of the built-in image.
 const HOST_LAYERS: usize = 1;
 const ZSTD_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-
-static BUSYBOX: LazyLock<Vec<u8>> =
-    LazyLock::new(|| std::fs::read("/bin/busybox").expect("`packaging/setup` installs it"));
-
-/// An image of busybox, below a layer with only a name in it.
-fn named(name: &str) -> Made {
-    images::image(&[&[("bin/sh", &BUSYBOX), ("bin/cat", &BUSYBOX)], &[("name", name.as_bytes())]])
-}
 
 /// Pulls an image; answers with what is told of it.
 fn pulled(client: &Client, reference: &str, more: &[&str]) -> Value {
@@ -30,27 +20,19 @@ fn pulled(client: &Client, reference: &str, more: &[&str]) -> Value {
     serde_json::from_str::<Value>(&told.out).expect("JSON")[0].take()
 }
 
-/// What a job in this image finds to be its name.
-fn name_in(client: &Client, image: &str) -> String {
-    let mut command = client.command(&["run", "--image", image]);
-    let told = command.args(["--", "/bin/cat", "/name"]).output().expect("started");
-    assert!(told.status.success(), "{told:?}");
-    String::from_utf8(told.stdout).expect("text")
-}
-
 #[test]
 fn images_that_share_a_layer_have_it_once_until_the_last_is_gone() {
     let (registry, client) = (Debian::start(), Client::new());
     let mut references = Vec::new();
     for name in ["one", "two", "three"] {
-        let made = named(name);
+        let made = images::named(name);
         registry.push(&format!("shared/{name}:1"), &made, &[]);
         let reference = registry.reference(&format!("shared/{name}:1"));
         let image = pulled(&client, &reference, &[]);
         assert_eq!(image["digest"], made.manifest.digest);
-        assert_eq!(name_in(&client, &reference), name);
+        assert_eq!(client.name_in(&reference), name);
         let by_digest = registry.reference(&format!("shared/{name}@{}", made.manifest.digest));
-        assert_eq!(name_in(&client, &by_digest), name);
+        assert_eq!(client.name_in(&by_digest), name);
         references.push(reference);
     }
     let names: Vec<Value> = client.images().iter().map(|image| image["name"].clone()).collect();
@@ -58,7 +40,7 @@ fn images_that_share_a_layer_have_it_once_until_the_last_is_gone() {
     assert_eq!(client.layers(), (HOST_LAYERS + 4, 0));
     assert_eq!(client.run(&["image", "rm", &references[0]]).code, 0);
     assert_eq!(client.layers(), (HOST_LAYERS + 3, 0));
-    assert_eq!(name_in(&client, &references[1]), "two");
+    assert_eq!(client.name_in(&references[1]), "two");
     assert_eq!(client.run(&["image", "rm", &references[1], &references[2]]).code, 0);
     assert_eq!(client.run(&["image", "prune"]).code, 0);
     assert_eq!(client.layers(), (HOST_LAYERS, 0));
@@ -68,7 +50,7 @@ fn images_that_share_a_layer_have_it_once_until_the_last_is_gone() {
 fn an_index_gives_the_image_for_this_machine_or_the_one_asked_for() {
     let (registry, client) = (Debian::start(), Client::new());
     let other = if architecture() == "amd64" { "arm64" } else { "amd64" };
-    let here = named("here");
+    let here = images::named("here");
     let there = images::image_of("linux", other, &[(OCI_LAYER, images::archive(&[("x", b"x")]))]);
     let index = images::index(&[("linux", other, &there), ("linux", architecture(), &here)]);
     registry.push("many:1", &index, &[&here, &there]);
@@ -76,9 +58,9 @@ fn an_index_gives_the_image_for_this_machine_or_the_one_asked_for() {
     let image = pulled(&client, &reference, &["--as", "many:here"]);
     assert_eq!(image["digest"], here.manifest.digest);
     assert_eq!(image["platform"], format!("linux/{}", architecture()));
-    assert_eq!(name_in(&client, "many:here"), "here");
+    assert_eq!(client.name_in("many:here"), "here");
     for digest in [&here.manifest.digest, &index.manifest.digest] {
-        assert_eq!(name_in(&client, &format!("many@{digest}")), "here");
+        assert_eq!(client.name_in(&format!("many@{digest}")), "here");
     }
     let platform = format!("linux/{other}");
     let image = pulled(&client, &reference, &["--as", "many:there", "--platform", &platform]);
@@ -92,7 +74,8 @@ fn an_index_gives_the_image_for_this_machine_or_the_one_asked_for() {
 #[test]
 fn layers_may_be_compressed_in_every_way_that_registries_have() {
     let (registry, client) = (Debian::start(), Client::new());
-    let base = images::archive(&[("bin/sh", &BUSYBOX), ("bin/cat", &BUSYBOX)]);
+    let busybox = images::busybox();
+    let base = images::archive(&[("bin/sh", &busybox), ("bin/cat", &busybox)]);
     let archives = [
         (ZSTD_LAYER, base),
         (OCI_LAYER, images::archive(&[("name", b"lower")])),
@@ -103,5 +86,5 @@ fn layers_may_be_compressed_in_every_way_that_registries_have() {
     let reference = registry.reference("compressed:1");
     let image = pulled(&client, &reference, &[]);
     assert_eq!(image["layers"].as_array().map(Vec::len), Some(3));
-    assert_eq!(name_in(&client, &reference), "upper");
+    assert_eq!(client.name_in(&reference), "upper");
 }

@@ -10,7 +10,7 @@ use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use registry::images::{archive, gzip, image, noise};
+use registry::images::{archive, busybox, gzip, named, noise};
 use serde_json::{Value, json};
 use served::{Server, wait_until};
 use tempfile::TempDir;
@@ -22,7 +22,7 @@ fn served() -> (Server, TempDir) {
 
 /// A root file system that says who it is.
 fn root(name: &str) -> Vec<u8> {
-    let busybox = std::fs::read("/bin/busybox").expect("`packaging/setup` installs it");
+    let busybox = busybox();
     archive(&[("bin/sh", &busybox), ("bin/cat", &busybox), ("name", name.as_bytes())])
 }
 
@@ -66,8 +66,7 @@ fn a_root_file_system_that_is_sent_is_an_image() {
 #[test]
 fn an_oci_layout_that_is_sent_keeps_its_digest() {
     let (server, _directory) = served();
-    let busybox = std::fs::read("/bin/busybox").expect("`packaging/setup` installs it");
-    let made = image(&[&[("bin/cat", &busybox)], &[("name", b"laid out")]]);
+    let made = named("laid out");
     let index = json!({"schemaVersion": 2, "manifests": [made.manifest.descriptor()]});
     let index = index.to_string();
     let path = |digest: &str| format!("blobs/{}", digest.replace(':', "/"));

@@ -77,12 +77,17 @@ fn starts_archive(block: &[u8]) -> bool {
 
 /// A stream that is hashed as it is read, and gives no more than its allowance.
 ///
+/// Some makers of archives leave out what fills up the last block. Where that is all that can be
+/// missing, which is so while the next entry is looked for, zeros are given in its place.
+///
 /// The tar crate reads the names and attributes in front of an entry into memory whatever their
 /// length is. The allowance is therefore small while it looks for the next entry.
 pub(super) struct Metered<R> {
     source: R,
     hasher: Sha256,
     allowance: Allowance,
+    /// Bytes given so far of the block at hand.
+    given: usize,
 }
 
 /// How many more bytes a [`Metered`] stream may give; shared with who reads it through others.
@@ -92,21 +97,26 @@ pub(super) struct Allowance {
     total: Rc<Cell<u64>>,
     /// Before the next call of [`Allowance::narrow`] or [`Allowance::widen`]; at most `total`.
     now: Rc<Cell<u64>>,
+    /// Which of the two was called last.
+    is_narrow: Rc<Cell<bool>>,
 }
 
 impl Allowance {
     /// An allowance of `total` bytes.
     pub(super) fn new(total: u64) -> Self {
-        Self { total: Rc::new(Cell::new(total)), now: Rc::new(Cell::new(total)) }
+        let (total, now) = (Rc::new(Cell::new(total)), Rc::new(Cell::new(total)));
+        Self { total, now, is_narrow: Rc::default() }
     }
 
-    /// Lets the stream give at most `bytes` for now.
+    /// Lets the stream give at most `bytes` for now: the next entry is looked for.
     pub(super) fn narrow(&self, bytes: u64) {
+        self.is_narrow.set(true);
         self.now.set(self.total.get().min(bytes));
     }
 
     /// Lets the stream give all that is left of the total.
     pub(super) fn widen(&self) {
+        self.is_narrow.set(false);
         self.now.set(self.total.get());
     }
 
@@ -119,7 +129,19 @@ impl Allowance {
 impl<R: Read> Metered<R> {
     /// The stream `source`, within `allowance`.
     pub(super) fn new(source: R, allowance: Allowance) -> Self {
-        Self { source, hasher: Sha256::new(), allowance }
+        Self { source, hasher: Sha256::new(), allowance, given: 0 }
+    }
+
+    /// The zeros that fill up the last block, if they may be missing.
+    fn fill_up(&mut self, buffer: &mut [u8]) -> usize {
+        let missing = self.given.next_multiple_of(BLOCK_BYTES) - self.given;
+        if !self.allowance.is_narrow.get() {
+            return 0;
+        }
+        let bytes = buffer.len().min(missing);
+        buffer[..bytes].fill(0);
+        self.given = (self.given + bytes) % BLOCK_BYTES;
+        bytes
     }
 
     /// Reads what is left and answers with the digest of the whole stream.
@@ -137,15 +159,19 @@ impl<R: Read> Read for Metered<R> {
         if wanted == 0 && !buffer.is_empty() {
             // At the very end of the stream there is nothing to refuse.
             return match self.source.read(&mut [0])? {
-                0 => Ok(0),
+                0 => Ok(self.fill_up(buffer)),
                 _ => {
                     Err(io::Error::new(ErrorKind::QuotaExceeded, "the bytes its archive may have"))
                 }
             };
         }
         let bytes = self.source.read(&mut buffer[..wanted])?;
+        if bytes == 0 {
+            return Ok(self.fill_up(buffer));
+        }
         self.hasher.update(&buffer[..bytes]);
         self.allowance.spend(bytes as u64);
+        self.given = (self.given + bytes) % BLOCK_BYTES;
         Ok(bytes)
     }
 }

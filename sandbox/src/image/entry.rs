@@ -14,7 +14,7 @@ const MAX_COMPONENT_LENGTH: usize = 255;
 const MAX_DEPTH: usize = 256;
 
 /// Where an entry goes: relative, without `.`, `..` and empty parts. Empty for the layer's root.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EntryPath(Vec<u8>);
 
 impl EntryPath {

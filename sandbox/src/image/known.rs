@@ -54,15 +54,14 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Keeps layers until the answer is dropped.
+    /// Keeps layers until the answer is dropped. `missing` says that one has been removed.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if one has been removed meanwhile.
-    pub fn hold_layers(&self, layers: &[Layer]) -> Result<Hold> {
+    /// What `missing` answers; or if the layers cannot be locked.
+    pub fn hold_layers(&self, layers: &[Layer], missing: impl Fn() -> Error) -> Result<Hold> {
         let mut held = Vec::new();
         for layer in layers {
             let path = self.layers().join(layer.digest.directory());
-            let missing = || Error::NotFound { name: layer.digest.to_string() };
             let opened = tree::open_directory(&path).map_err(|_gone| missing())?;
             flock(&opened, FlockOperation::LockShared)
                 .doing(|| format!("could not hold `{}`", path.display()))?;

@@ -1,9 +1,10 @@
 //! Writes a layer's entries below one directory, every step by descriptor: nothing that an entry
 //! says can reach a file outside, and nothing that is there already is followed or overwritten.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
@@ -13,11 +14,13 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::entry::{Attributes, Entries, EntryPath, Node, bad, unreadable};
-use super::{Doing as _, Error, Result, tree};
+use super::{Doing as _, Error, Result, implied, tree};
 use crate::spec::MAX_ID;
 
 /// Marks a directory that hides what lower layers have below it.
 pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
+/// Permissions of a directory that an archive left out.
+const IMPLIED_MODE: u32 = 0o755;
 const COPY_BYTES: usize = 128 << 10;
 
 /// How large a layer may get.
@@ -45,16 +48,20 @@ pub(super) struct LayerWriter {
     bytes: u64,
     /// Set when all is written, for writing into a directory changes them.
     directory_times: Vec<(EntryPath, Timespec)>,
+    /// Directories that were made for what lies in them, and of which nothing else is known.
+    implied: BTreeSet<EntryPath>,
 }
 
 impl LayerWriter {
     /// Writes below `root`, an empty directory of ours.
-    pub(super) const fn new(root: OwnedFd, bounds: Bounds) -> Self {
-        Self { root, bounds, entries: 0, bytes: 0, directory_times: Vec::new() }
+    pub(super) fn new(root: OwnedFd, bounds: Bounds) -> Self {
+        let (directory_times, implied) = (Vec::new(), BTreeSet::new());
+        Self { root, bounds, entries: 0, bytes: 0, directory_times, implied }
     }
 
     /// All is written and on disk. Answers with the bytes of all files.
     pub(super) fn finish(self) -> Result<u64> {
+        implied::mark(self.root.as_fd(), &self.implied)?;
         for (path, modified_at) in &self.directory_times {
             // Opened anew: holding one descriptor for each directory would run out of them.
             let directory = tree::open_beneath(self.root.as_fd(), path.as_bytes())
@@ -98,37 +105,46 @@ impl LayerWriter {
         Ok(length)
     }
 
-    fn parent_of<'a>(&self, path: &'a EntryPath) -> Result<(OwnedFd, &'a [u8])> {
+    fn parent_of<'a>(&mut self, path: &'a EntryPath) -> Result<(OwnedFd, &'a [u8])> {
         let (parent, name) = path.split();
         if name.is_empty() {
             return Err(bad(b"/", "is not a directory"));
         }
-        let parent = self.open_or_make_parts(parent).map_err(|error| at(path, error))?;
+        let parent = self.open_or_make_parts(path, parent)?;
         Ok((parent, name))
     }
 
-    fn open_or_make(&self, path: &EntryPath) -> Result<OwnedFd> {
-        self.open_or_make_parts(path.as_bytes()).map_err(|error| at(path, error))
+    fn open_or_make(&mut self, path: &EntryPath) -> Result<OwnedFd> {
+        self.open_or_make_parts(path, path.as_bytes())
     }
 
-    /// Opens a directory, making it and those above it where an archive left them out.
-    fn open_or_make_parts(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        match tree::open_beneath(self.root.as_fd(), path) {
+    /// Opens the directory `parts` of `path`, making it and those above it where an archive left
+    /// them out.
+    fn open_or_make_parts(&mut self, path: &EntryPath, parts: &[u8]) -> Result<OwnedFd> {
+        match tree::open_beneath(self.root.as_fd(), parts) {
             Err(Errno::NOENT) => {}
-            opened => return opened,
+            opened => return opened.map_err(|error| at(path, error)),
         }
-        let mut at_hand = tree::open_beneath(self.root.as_fd(), b"")?;
-        for part in path.split(|byte| *byte == b'/') {
-            let made = mkdirat(&at_hand, part, Mode::RWXU);
-            let below = match made {
-                Ok(()) | Err(Errno::EXIST) => tree::open_beneath(at_hand.as_fd(), part)?,
-                Err(error) => return Err(error),
-            };
-            if made.is_ok() {
-                // Not left to `mkdir`, which the umask of whoever started us bends.
-                fchmod(&below, Mode::from_raw_mode(0o755))?;
+        let open = |directory: BorrowedFd<'_>, part: &[u8]| {
+            tree::open_beneath(directory, part).map_err(|error| at(path, error))
+        };
+        let mut at_hand = open(self.root.as_fd(), b"")?;
+        let mut length = 0;
+        for part in parts.split(|byte| *byte == b'/') {
+            length += part.len();
+            match mkdirat(&at_hand, part, Mode::RWXU) {
+                Ok(()) => {
+                    self.count_entry()?;
+                    self.implied.insert(EntryPath::parse(&parts[..length])?);
+                    at_hand = open(at_hand.as_fd(), part)?;
+                    // Not left to `mkdir`, which the umask of whoever started us bends.
+                    let mode = Mode::from_raw_mode(IMPLIED_MODE);
+                    fchmod(&at_hand, mode).map_err(|error| at(path, error))?;
+                }
+                Err(Errno::EXIST) => at_hand = open(at_hand.as_fd(), part)?,
+                Err(error) => return Err(at(path, error)),
             }
-            at_hand = below;
+            length += 1;
         }
         Ok(at_hand)
     }
@@ -140,6 +156,7 @@ impl Entries for LayerWriter {
         let directory = self.open_or_make(path)?;
         set_attributes(&directory, attributes).map_err(|error| at(path, error))?;
         self.directory_times.push((path.clone(), attributes.modified_at));
+        self.implied.remove(path);
         Ok(())
     }
 

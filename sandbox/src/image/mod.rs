@@ -20,6 +20,7 @@ mod copy;
 mod entry;
 mod files;
 mod host;
+mod implied;
 mod import;
 mod index;
 mod known;
@@ -161,6 +162,16 @@ impl Error {
             | Self::WrongDigest { .. }
             | Self::TooLarge { .. } => false,
         }
+    }
+
+    /// Whether the disk is full: then it is not what was asked for that is wrong.
+    #[must_use]
+    pub fn is_full_disk(&self) -> bool {
+        let mut error = self;
+        while let Self::InLayer { error: inner, .. } = error {
+            error = inner;
+        }
+        matches!(error, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
     }
 }
 

@@ -149,7 +149,7 @@ impl ImageStore {
         if new.name.as_str() == HOST_IMAGE {
             return Err(reserved(HOST_IMAGE));
         }
-        let image = new.into_image(Some(now))?;
+        let image = self.complete(new)?.into_image(Some(now))?;
         let _lock = self.lock()?;
         for path in self.rootfs(&image).layers {
             if !path.is_dir() {
@@ -216,11 +216,7 @@ impl ImageStore {
             // It may have gone before it was held.
             self.find(&image.digest)?.ok_or_else(missing)?;
         }
-        let held = self.hold_layers(&image.layers);
-        if let Err(Error::NotFound { .. }) = held {
-            return Err(missing());
-        }
-        Ok(held?.with_image(used))
+        Ok(self.hold_layers(&image.layers, missing)?.with_image(used))
     }
 
     /// The directories that `image` is made of.

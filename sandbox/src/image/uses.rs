@@ -33,12 +33,17 @@ pub struct Hold {
     /// None for the built-in image, which nobody can remove.
     _image: Option<Use>,
     /// Each locked with a shared lock.
-    _layers: Vec<OwnedFd>,
+    layers: Vec<OwnedFd>,
 }
 
 impl Hold {
     pub(super) const fn new(image: Option<Use>, layers: Vec<OwnedFd>) -> Self {
-        Self { _image: image, _layers: layers }
+        Self { _image: image, layers }
+    }
+
+    /// The directories of the layers.
+    pub(super) fn layers(&self) -> &[OwnedFd] {
+        &self.layers
     }
 
     pub(super) fn with_image(self, image: Option<Use>) -> Self {

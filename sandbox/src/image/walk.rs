@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::entry::{Attributes, Entries, EntryPath, Node, bad};
 use super::layer::OPAQUE;
-use super::{Error, Result, tree};
+use super::{Error, Result, implied, tree};
 use crate::container::idmap;
 use crate::spec::MAX_ID;
 
@@ -183,7 +183,10 @@ impl<E: Entries> Walk<'_, E> {
     fn visit_directory(&mut self, path: &EntryPath, stat: &Stat) -> Result<Vec<CString>, Failure> {
         let directory = tree::open_beneath(self.source, path.as_bytes())?;
         let attributes = self.attributes(path, stat, extended_attributes(&directory)?)?;
-        self.entries.directory(path, &attributes)?;
+        // The root of a layer bears the mark for those that are in it.
+        if *path == EntryPath::ROOT || !implied::is_implied(&directory) {
+            self.entries.directory(path, &attributes)?;
+        }
         if is_opaque(&directory) {
             self.entries.opaque(path)?;
         }
@@ -251,7 +254,7 @@ fn is_opaque(directory: &OwnedFd) -> bool {
 }
 
 /// The attributes that an image may have, sorted by name.
-fn extended_attributes(file: &OwnedFd) -> io::Result<Vec<(String, Vec<u8>)>> {
+pub(super) fn extended_attributes(file: &OwnedFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut buffer = vec![0; MAX_XATTR_BYTES];
     let length = match flistxattr(file, &mut buffer) {
         Ok(length) => length,

@@ -79,6 +79,11 @@ fn a_layer_beyond_its_bounds_is_refused() {
     let many: Vec<_> = (0..101).map(|number| file(&format!("f{number}"), b"")).collect();
     assert!(place.refuse(&archive(&many)).contains("more than 100 entries"));
     assert!(place.import(&archive(&many[..100])).is_ok());
+    place.store.remove("it").expect("removed");
+    // Directories that are not mentioned count, too.
+    let deep = |name: &str| file(&format!("{name}/{}", ["d"; 40].join("/")), b"");
+    let reason = place.refuse(&archive(&[deep("a"), deep("b"), deep("c")]));
+    assert!(reason.contains("more than 100 entries"), "{reason}");
 }
 
 #[test]
@@ -110,6 +115,22 @@ fn an_archive_cut_anywhere_is_refused() {
     for length in [3, gzip.len() / 2, gzip.len() - 9, gzip.len() - 1] {
         place.refuse(&gzip[..length]);
     }
+}
+
+#[test]
+fn an_archive_may_end_with_the_last_byte_of_its_last_file() {
+    let place = Place::new();
+    let whole = archive(&[file("etc/x", &[b'x'; 1500])]);
+    let image = place.import(&whole[..512 + 1500]).expect("imported");
+    let content = fs::read(place.root_of(&image).join("etc/x")).expect("read");
+    assert_eq!(content, [b'x'; 1500]);
+    place.store.remove("it").expect("removed");
+    // One byte of it, or of a name that should follow, is missing.
+    place.refuse(&whole[..512 + 1499]);
+    let name = entry(EntryType::GNULongName, "././@LongLink", "", &[b'n'; 300]);
+    let named = archive(&[name, file("x", b"x")]);
+    place.refuse(&named[..512 + 300]);
+    place.refuse(&named[..512 + 299]);
 }
 
 #[test]

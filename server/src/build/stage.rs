@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lazaret_sandbox::image::oci::{MAX_LAYERS, Platform};
-use lazaret_sandbox::image::{Bounds, Digest, HOST_IMAGE, Hold, Image, ImageConfig, Layer};
+use lazaret_sandbox::image::{self, Bounds, Digest, HOST_IMAGE, Hold, Image, ImageConfig, Layer};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use lazaret_sandbox::spec::{ContainerSpec, OutputOverflow, StepSpec, When, WhenAlone};
 use serde_json::{Value, json};
@@ -135,7 +135,7 @@ impl Build<'_> {
             let image = self.image(&name)?;
             stage.platform = image.platform.parse()?;
             (stage.layers, stage.config, stage.key) = (image.layers, image.config, image.digest);
-            stage.holds = vec![Arc::new(self.images.hold_layers(&stage.layers)?)];
+            stage.holds = vec![self.hold(&stage.layers)?];
         }
         Ok(stage)
     }
@@ -254,6 +254,18 @@ impl Build<'_> {
         self.put_new(stage, key, layer)
     }
 
+    /// Keeps layers for as long as the build needs them.
+    fn hold(&self, layers: &[Layer]) -> Result<Arc<Hold>, BuildError> {
+        let gone = || image::Error::NotFound { name: String::new() };
+        match self.images.hold_layers(layers, gone) {
+            Ok(hold) => Ok(Arc::new(hold)),
+            Err(image::Error::NotFound { .. }) => {
+                Err(BuildError::Failed("a layer was pruned meanwhile: build again".into()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Takes the layer that a step has made before.
     pub(super) fn put_known(&self, stage: &mut Stage, key: Digest) -> Result<bool, BuildError> {
         let known = if self.request.is_fresh { None } else { self.images.built(&key)? };
@@ -281,7 +293,7 @@ impl Build<'_> {
             let why = format!("there are {MAX_LAYERS} layers already, the most there may be");
             return Err(BuildError::refused(why));
         }
-        stage.holds.push(Arc::new(self.images.hold_layers(&[layer])?));
+        stage.holds.push(self.hold(&[layer])?);
         stage.layers = layer.on(&stage.layers);
         Ok(())
     }

@@ -122,8 +122,7 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
             options.bounds.unpacked_bytes = max_unpacked.unwrap_or(options.bounds.unpacked_bytes);
             options.platform = platform.clone().unwrap_or(options.platform);
             let image = place.open()?.import_with(source, name, (Timestamp::now(), &options));
-            let refused = |error| CliError::refused(format!("`{}`: {error}", source.display()));
-            print(&[image.map_err(refused)?], form)?;
+            print(&[image.map_err(|error| unusable(source, &error))?], form)?;
         }
         Args::Build(args) => return build::run(args, form),
         Args::Commit { job, name, server } => {
@@ -144,6 +143,11 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn unusable(source: &Path, error: &Error) -> CliError {
+    let told = format!("`{}`: {error}", source.display());
+    if error.is_full_disk() { CliError::failed(told) } else { CliError::refused(told) }
 }
 
 /// As JSON, whether or not that is asked for: there is no shorter form that says it all.

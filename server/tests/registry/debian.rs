@@ -1,13 +1,12 @@
 //! Debian's `docker-registry`, filled by `skopeo`: what is pulled from was not made by us.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::images::Made;
+use super::images::{self, LAYOUT_TAG, Made};
 
 /// Nothing that a test waits for takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,10 +51,11 @@ impl Debian {
         format!("{}/{rest}", self.address)
     }
 
-    /// Has `made`, with all images if it is an index of these, under `reference`.
-    pub(crate) fn push(&self, reference: &str, made: &Made, images: &[&Made]) {
-        let layout = self.layout(made, images);
-        let source = format!("oci:{}:pushed", layout.display());
+    /// Has `made`, with all others if it is an index of these, under `reference`.
+    pub(crate) fn push(&self, reference: &str, made: &Made, others: &[&Made]) {
+        let layout = self.directory.path().join(made.manifest.digest.trim_start_matches("sha256:"));
+        images::write_layout(&layout, made, others);
+        let source = format!("oci:{}:{LAYOUT_TAG}", layout.display());
         self.copy(&source, reference);
     }
 
@@ -67,26 +67,6 @@ impl Debian {
         // Its cache would remember other tests' registries.
         command.env("XDG_DATA_HOME", self.directory.path()).env("HOME", self.directory.path());
         assert!(command.status().expect("`packaging/setup` installs skopeo").success());
-    }
-
-    /// A directory as the OCI wants it.
-    fn layout(&self, made: &Made, images: &[&Made]) -> PathBuf {
-        let digits = made.manifest.digest.trim_start_matches("sha256:");
-        let layout = self.directory.path().join(digits);
-        let blobs = layout.join("blobs/sha256");
-        std::fs::create_dir_all(&blobs).expect("made");
-        let write = |path: &Path, text: &[u8]| std::fs::write(path, text).expect("written");
-        for made in images.iter().copied().chain([made]) {
-            for blob in made.blobs().chain([&made.manifest]) {
-                write(&blobs.join(blob.digest.trim_start_matches("sha256:")), &blob.sent);
-            }
-        }
-        let mut descriptor = made.manifest.descriptor();
-        descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": "pushed" });
-        let index = json!({ "schemaVersion": 2, "manifests": [descriptor] });
-        write(&layout.join("index.json"), index.to_string().as_bytes());
-        write(&layout.join("oci-layout"), br#"{"imageLayoutVersion": "1.0.0"}"#);
-        layout
     }
 }
 

@@ -1,16 +1,22 @@
 //! Images that a test makes, as a registry has them.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::layers;
+
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What other tools call the image of a layout.
+pub(crate) const LAYOUT_TAG: &str = "made";
 
 /// Some bytes, and what is said of them.
 #[derive(Debug, Clone)]
@@ -54,10 +60,30 @@ pub(crate) fn image(layers: &[&[(&str, &[u8])]]) -> Made {
     image_of("linux", architecture(), &layers)
 }
 
-/// An image of these archives and the kinds that they are said to be.
+/// A busybox, which does what its name in `/bin` says.
+pub(crate) fn busybox() -> Vec<u8> {
+    std::fs::read("/bin/busybox").expect("`packaging/setup` installs it")
+}
+
+/// An image of a busybox, below a layer with only a name in it.
+pub(crate) fn named(name: &str) -> Made {
+    let busybox = busybox();
+    image(&[&[("bin/sh", &busybox), ("bin/cat", &busybox)], &[("name", name.as_bytes())]])
+}
+
+/// An image of these archives, compressed as their kinds say.
 pub(crate) fn image_of(os: &str, architecture: &str, archives: &[(&str, Vec<u8>)]) -> Made {
     let diff_ids: Vec<String> = archives.iter().map(|(_, tar)| digest(tar)).collect();
-    let layers: Vec<Blob> = archives.iter().map(|(kind, tar)| Blob::new(kind, gzip(tar))).collect();
+    let layers = archives.iter().map(|(kind, tar)| Blob::new(kind, compressed(kind, tar)));
+    image_of_blobs((os, architecture), layers.collect(), &diff_ids)
+}
+
+/// An image of these layers, which are said to have these digests once they are unpacked.
+pub(crate) fn image_of_blobs(
+    (os, architecture): (&str, &str),
+    layers: Vec<Blob>,
+    diff_ids: &[String],
+) -> Made {
     let config = json!({
         "os": os, "architecture": architecture,
         "config": { "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"] },
@@ -88,20 +114,25 @@ pub(crate) fn index(images: &[(&str, &str, &Made)]) -> Made {
 
 /// An archive of files that everyone may run.
 pub(crate) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_ustar();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        // Not `append_data`, which refuses what a hostile archive is made of.
-        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.set_cksum();
-        archive.append(&header, *content).expect("written");
+    let entries = files.iter().map(|(name, content)| layers::file(name, content));
+    layers::archive(&entries.collect::<Vec<_>>())
+}
+
+/// Writes a directory as the OCI wants it: `made`, with all images if it is an index of these.
+pub(crate) fn write_layout(layout: &Path, made: &Made, images: &[&Made]) {
+    let blobs = layout.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).expect("made");
+    let write = |path: &Path, text: &[u8]| std::fs::write(path, text).expect("written");
+    for made in images.iter().copied().chain([made]) {
+        for blob in made.blobs().chain([&made.manifest]) {
+            write(&blobs.join(blob.digest.trim_start_matches("sha256:")), &blob.sent);
+        }
     }
-    archive.into_inner().expect("written")
+    let mut descriptor = made.manifest.descriptor();
+    descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": LAYOUT_TAG });
+    let index = json!({ "schemaVersion": 2, "manifests": [descriptor] });
+    write(&layout.join("index.json"), index.to_string().as_bytes());
+    write(&layout.join("oci-layout"), br#"{"imageLayoutVersion": "1.0.0"}"#);
 }
 
 /// As the kind of the layer says.

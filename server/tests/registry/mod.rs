@@ -6,13 +6,19 @@
 pub(crate) mod client;
 pub(crate) mod debian;
 pub(crate) mod images;
+pub(crate) mod layers;
+pub(crate) mod trees;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use images::{Blob, Made};
+
+/// What a slow registry sends at one time.
+const PIECE_BYTES: usize = 32 << 10;
 
 /// What happens to one request, instead of what should.
 #[derive(Debug, Clone)]
@@ -23,6 +29,8 @@ pub(crate) enum Fault {
     CutAt(usize),
     /// So many bytes are sent, and then nothing until the client is gone.
     StallAt(usize),
+    /// Half is sent, and the rest when the test says so; see [`Registry::release`].
+    Held,
     /// A range is not heeded.
     Whole,
 }
@@ -46,6 +54,8 @@ pub(crate) const TOKEN: &str = "open-sesame";
 pub(crate) struct Registry {
     address: String,
     door: Door,
+    /// Between the pieces that blobs are sent in.
+    pause: Duration,
     shelf: Arc<Mutex<Shelf>>,
 }
 
@@ -55,6 +65,7 @@ struct Shelf {
     faults: HashMap<String, VecDeque<Fault>>,
     asked: Vec<Asked>,
     stalled: usize,
+    is_released: bool,
 }
 
 /// A request that came.
@@ -66,6 +77,8 @@ pub(crate) struct Asked {
     pub(crate) range: Option<String>,
     /// Its `Authorization`.
     authorization: Option<String>,
+    /// When it came.
+    pub(crate) at: Instant,
 }
 
 impl Registry {
@@ -74,9 +87,18 @@ impl Registry {
     }
 
     pub(crate) fn start_behind(door: Door) -> Self {
+        Self::start_with(door, Duration::ZERO)
+    }
+
+    /// Starts one that pauses so long after each piece of a blob.
+    pub(crate) fn start_slow(pause: Duration) -> Self {
+        Self::start_with(Door::Open, pause)
+    }
+
+    fn start_with(door: Door, pause: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let registry = Self { address, door, shelf: Arc::default() };
+        let registry = Self { address, door, pause, shelf: Arc::default() };
         let served = registry.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -119,6 +141,11 @@ impl Registry {
     /// Requests that hang at this moment, or have.
     pub(crate) fn stalled(&self) -> usize {
         self.shelf.lock().expect("no panic").stalled
+    }
+
+    /// Sends what is held.
+    pub(crate) fn release(&self) {
+        self.shelf.lock().expect("no panic").is_released = true;
     }
 
     fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
@@ -187,7 +214,22 @@ impl Registry {
                 // Ends when the client is gone.
                 stream.read(&mut [0]).map(drop)
             }
-            Some(Fault::Whole | Fault::Answer(..)) | None => answer(stream, status, &headers, body),
+            Some(Fault::Held) => {
+                head(stream, status, &headers, body.len())?;
+                stream.write_all(&body[..body.len() / 2])?;
+                while !self.shelf.lock().expect("no panic").is_released {
+                    std::thread::yield_now();
+                }
+                stream.write_all(&body[body.len() / 2..])
+            }
+            Some(Fault::Whole | Fault::Answer(..)) | None => {
+                head(stream, status, &headers, body.len())?;
+                for piece in body.chunks(PIECE_BYTES) {
+                    stream.write_all(piece)?;
+                    std::thread::sleep(self.pause);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -227,7 +269,8 @@ impl Asked {
             lines.iter().find_map(of_name)
         };
         let path = lines.first()?.split(' ').nth(1)?.split('?').next()?.to_owned();
-        Some(Self { path, range: header("range"), authorization: header("authorization") })
+        let (range, authorization) = (header("range"), header("authorization"));
+        Some(Self { path, range, authorization, at: Instant::now() })
     }
 }
 

@@ -1,7 +1,5 @@
 //! What other errors are to clients.
 
-use std::io::ErrorKind;
-
 use super::{Code, Problem};
 use crate::dispatch::{DeleteError, SubmitError};
 use crate::logs::LogError;
@@ -71,9 +69,7 @@ fn code_of(error: &lazaret_sandbox::image::Error) -> Option<Code> {
         | Error::WrongDigest { .. }
         | Error::TooLarge { .. } => Some(Code::BadImage),
         Error::InLayer { error, .. } => code_of(error),
-        Error::Io { source, .. } => {
-            (source.kind() == ErrorKind::StorageFull).then_some(Code::Unavailable)
-        }
+        Error::Io { .. } => error.is_full_disk().then_some(Code::Unavailable),
     }
 }
 
