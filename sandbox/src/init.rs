@@ -32,6 +32,7 @@ use crate::container::idmap::{INIT_ID, Slot};
 use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
 use crate::container::proc::Proc;
 use crate::container::rootfs::{Furniture, HOST_NAME, Storage};
+use crate::container::volumes;
 use crate::error::{At as _, Result, Stage};
 use crate::inherited::Inherited;
 use crate::orders::{Container, Ended, Exit, Order, Report, Step};
@@ -120,12 +121,13 @@ fn become_container(
     furniture: &Furniture,
 ) -> Result<OwnedFd> {
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
+    let volumes = volumes::open(&container.volumes, user_namespace).at(Stage::Volumes)?;
     storage.become_root(&container.rootfs, user_namespace, furniture).at(Stage::Rootfs)?;
     // Still as the host's root: the owner of a directory of the host image has no id inside.
-    let owner = |inner| slot.host_id(inner);
     let user = &container.user;
-    let workdir = make_workdir(&container.workdir, (owner(user.uid), owner(user.gid)));
-    let workdir = workdir.at(Stage::Files)?;
+    let owner = (slot.host_id(user.uid), slot.host_id(user.gid));
+    let devices = volumes::place(&volumes, owner).at(Stage::Files)?;
+    let workdir = make_workdir(&container.workdir, owner, &devices).at(Stage::Files)?;
     join_user_namespace(user_namespace).at(Stage::Privileges)?;
     restrict_init(user).at(Stage::Privileges)?;
     Ok(workdir)
@@ -134,7 +136,7 @@ fn become_container(
 /// Takes the job's files, which are on their way whatever has become of the container, and writes
 /// them into its working directory. Answers with the first failure.
 fn take_files(shim: &mut Channel, container: &Container, mut built: Result<OwnedFd>) -> Result<()> {
-    set_file_owner(&container.user);
+    set_file_owner(container.user.uid, container.user.gid);
     for _ in 0..container.files {
         let (order, _) = shim.recv().at(Stage::Init)?;
         let Order::File { path, mode, bytes } = order else {
@@ -148,7 +150,7 @@ fn take_files(shim: &mut Channel, container: &Container, mut built: Result<Owned
             Err(error) => discard(source).at(Stage::Init).and(Err(error)),
         };
     }
-    set_file_owner(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() });
+    set_file_owner(INIT_ID, INIT_ID);
     built.map(drop)
 }
 

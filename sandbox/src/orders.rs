@@ -8,7 +8,7 @@ use rustix::process::WaitStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Stage};
-use crate::spec::{Rootfs, User};
+use crate::spec::{Rootfs, User, VolumeMount};
 
 /// What the shim asks of init.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +28,7 @@ pub(crate) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Container {
     pub(crate) rootfs: Rootfs,
+    pub(crate) volumes: Vec<VolumeMount>,
     pub(crate) user: User,
     pub(crate) workdir: String,
     pub(crate) disk_bytes: NonZeroU64,

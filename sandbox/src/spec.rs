@@ -31,10 +31,15 @@ pub struct ContainerSpec {
     pub workdir: String,
     /// Files put below `workdir` before the first step.
     pub files: Vec<InputFile>,
+    /// Directories of the host that it is shown. None of their targets is another's, or below it.
+    pub volumes: Vec<VolumeMount>,
     /// What is run, in order, on one file system.
     pub steps: Vec<StepSpec>,
     /// Bound of everything the container stores: upper layer, `/tmp` and `/dev/shm` together.
     pub disk_bytes: NonZeroU64,
+    /// What it may read from, and write to, each block device that a volume is on, in bytes per
+    /// second. Without volumes it has no meaning.
+    pub io_bytes_per_s: NonZeroU64,
     /// Bound of the whole container from its first `exec`, in milliseconds.
     pub job_wall_ms: NonZeroU64,
 }
@@ -58,6 +63,31 @@ pub struct Bind {
     pub source: PathBuf,
     /// Path inside the container, relative to its root; it exists in a layer that we made.
     pub target: PathBuf,
+}
+
+/// A host directory shown inside the container, which may write to it. Ids 0 to 65535 on its file
+/// system are the same ids inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// Absolute path on the host, without a symbolic link.
+    pub source: PathBuf,
+    /// What the shim keeps a shared lock on while the container lives (flock(2)): the directory by
+    /// which whoever would remove the volume finds that it is in use.
+    pub held: Option<PathBuf>,
+    /// Absolute path inside the container, made if it is missing: not `/`, no `..`.
+    pub target: String,
+    /// What may be done with it.
+    pub access: Access,
+}
+
+/// What a container may do with a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Read it.
+    ReadOnly,
+    /// Read and write it.
+    ReadWrite,
 }
 
 /// The ids that steps run as, inside the container.

@@ -9,6 +9,7 @@
 //! in the cgroup), and opens each file once instead of at every use.
 
 mod cpuset;
+mod throttle;
 mod v1;
 mod v2;
 
@@ -23,6 +24,7 @@ use cgroups_rs::fs::{Cgroup, hierarchies};
 use rustix::event::PollFlags;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
+pub(crate) use self::throttle::{Disk, Throttle};
 use crate::cpuset::Cpuset;
 use crate::error::Context;
 use crate::spec::Limits;

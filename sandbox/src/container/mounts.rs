@@ -48,6 +48,14 @@ pub(crate) fn clone_tree_at(directory: BorrowedFd<'_>, source: &Path) -> io::Res
         .context(|| format!("could not open the tree `{}`", source.display()))
 }
 
+/// A second mount of an open directory, attached nowhere yet.
+pub(crate) fn clone_of(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(directory, "", flags).context(|| "could not open the tree of a directory".into())
+}
+
 /// Sets attributes of a mount that is attached nowhere yet.
 pub(crate) fn set_attributes(
     mount: BorrowedFd<'_>,

@@ -24,7 +24,6 @@ mod new_image;
 pub mod oci;
 mod reference;
 mod store;
-mod tree;
 mod unpack;
 mod users;
 mod uses;
@@ -37,6 +36,8 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::tree;
 
 pub use config::ImageConfig;
 pub use host::HOST_IMAGE;

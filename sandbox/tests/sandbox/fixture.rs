@@ -97,8 +97,10 @@ impl Sandbox {
             user: User { uid: 1000, gid: 1000, groups: Vec::new() },
             workdir: "/workspace".into(),
             files: Vec::new(),
+            volumes: Vec::new(),
             steps: vec![step("run", command)],
             disk_bytes: bytes(64 << 20),
+            io_bytes_per_s: bytes(1 << 30),
             job_wall_ms: bytes(100_000),
         }
     }

@@ -50,7 +50,12 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
 }
 
 /// The image of this name, imported if it was not yet.
-fn spec(sandbox: &Sandbox, name: &str, alter: impl Fn(&Path), script: &str) -> ContainerSpec {
+pub(crate) fn spec(
+    sandbox: &Sandbox,
+    name: &str,
+    alter: impl Fn(&Path),
+    script: &str,
+) -> ContainerSpec {
     let root = tempfile::tempdir_in(sandbox.directory()).expect("a directory");
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("set");
     make_root(root.path());
