@@ -15,7 +15,7 @@ use crate::wire::{Channel, MAX_FRAME_BYTES};
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Become this container and run it; the spool travels along. Once only.
-    Start(ContainerSpec),
+    Start(Box<ContainerSpec>),
     /// Kill the container, with the verdict `cancelled`.
     Cancel,
     /// The outcome is stored: forget everything.
@@ -74,7 +74,7 @@ impl Container {
     /// At [`Stage::Shim`] if the shim is gone. What is wrong with the spec itself comes back as a
     /// fault in [`Event::Finished`].
     pub fn start(&mut self, spec: ContainerSpec, spool: BorrowedFd<'_>) -> Result<()> {
-        self.channel.send(&Request::Start(spec), &[spool]).at(Stage::Shim)
+        self.channel.send(&Request::Start(Box::new(spec)), &[spool]).at(Stage::Shim)
     }
 
     /// Has the container killed. It still tells how it ended.

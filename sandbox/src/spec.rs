@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub const MIN_MEMORY_BYTES: u64 = 6 << 20;
 /// The smallest `disk_bytes`: a tmpfs of a few pages cannot even hold the overlay's directories.
 pub const MIN_DISK_BYTES: u64 = 1 << 20;
+/// The smallest `io_bytes_per_s`: with less, a program on the same disk would not get loaded.
+pub const MIN_IO_BYTES_PER_S: u64 = 1 << 20;
 /// The most bytes that arguments and environment of one step may have together. The kernel allows
 /// 2 MiB (a quarter of the 8 MiB stack) and 128 KiB for a single string (execve(2)).
 pub const MAX_ARGUMENT_BYTES: usize = 1 << 20;

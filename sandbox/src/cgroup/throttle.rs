@@ -112,13 +112,10 @@ fn enter_v1(parent: &v1::Parent, id: &str, container: &v1::Leaf) -> io::Result<O
 /// Has the container's own cgroup have the controller. None if that is not there.
 fn enable_v2(parent: &v2::Parent, container: &v2::Leaf) -> io::Result<Option<Cgroup>> {
     let leaf = container.directory()?;
+    let is_there = || has(leaf.as_fd(), V2_LIMITS);
     // Enabled by the first container that needs it: it would make all others slower to make.
-    if !has(leaf.as_fd(), V2_LIMITS)?
-        && !(parent.enable(CONTROLLER)? && has(leaf.as_fd(), V2_LIMITS)?)
-    {
-        return Ok(None);
-    }
-    Ok(Some(Cgroup::V2 { leaf }))
+    let is_enabled = is_there()? || parent.enable(CONTROLLER)? && is_there()?;
+    Ok(is_enabled.then_some(Cgroup::V2 { leaf }))
 }
 
 /// Whether a cgroup has this file.

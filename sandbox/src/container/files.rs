@@ -19,8 +19,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 
 /// Opens the working directory, making what is missing of it, and gives it to the job's user, whose
 /// ids on the host are `owner`. Links in the image are followed inside the container's root, which
-/// is all there is. What lies in one of the `volumes`, by their devices, belongs to others, too, and
-/// keeps its owner.
+/// is all there is. What lies in a volume, one of these by its device, keeps its owner: others may
+/// use it, too.
 pub(crate) fn make_workdir(path: &str, owner: (u32, u32), volumes: &[Dev]) -> io::Result<OwnedFd> {
     let directory = make_directories(path, owner, ResolveFlags::empty())?;
     let place = place_of(directory.as_fd(), volumes)

@@ -53,7 +53,7 @@ impl Server {
                 Ok(Some((Request::Start(spec), fds))) => {
                     let mut fds = fds.into_iter();
                     let spool = fds.next().ok_or_else(|| io::Error::other("no spool came"))?;
-                    return Ok(Some((spec, spool)));
+                    return Ok(Some((*spec, spool)));
                 }
                 Ok(Some((Request::Cancel | Request::Acknowledge, _))) => return Ok(None),
                 Ok(None) => {}

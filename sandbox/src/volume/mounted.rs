@@ -30,8 +30,12 @@ pub(crate) fn hold(directory: &Path) -> io::Result<Option<OwnedFd>> {
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error).context(doing),
     };
-    // Waits for who removes it.
-    rustix::io::retry_on_intr(|| flock(&held, FlockOperation::LockShared)).context(doing)?;
+    match flock(&held, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {}
+        // Only who removes it has it alone.
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error).context(doing),
+    }
     let ours = fstat(&held)?;
     match stat(directory) {
         Ok(found) if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino) => Ok(Some(held)),

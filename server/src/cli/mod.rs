@@ -10,6 +10,7 @@ mod pull;
 mod quantity;
 mod run;
 mod serve;
+mod volume;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write as _};
@@ -50,6 +51,9 @@ enum Command {
     /// The images that jobs run in
     #[command(subcommand)]
     Image(image::Args),
+    /// What jobs share, and what outlives them
+    #[command(subcommand)]
+    Volume(volume::Args),
     /// Find out what this host offers, and what would mend the rest
     Doctor(doctor::Args),
     /// Print the OpenAPI document
@@ -112,6 +116,12 @@ impl From<lazaret_sandbox::image::Error> for CliError {
     }
 }
 
+impl From<lazaret_sandbox::volume::Error> for CliError {
+    fn from(error: lazaret_sandbox::volume::Error) -> Self {
+        Self::refused(error)
+    }
+}
+
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         // Of all that is written to, only what a shell has connected can be closed by others.
@@ -131,6 +141,7 @@ pub fn run() -> ExitCode {
         Command::Run(args) => run::run(&args, form),
         Command::Job(args) => job::run(&args, form),
         Command::Image(args) => image::run(&args, form),
+        Command::Volume(args) => volume::run(&args, form),
         Command::Doctor(args) => doctor::run(&args, form),
         Command::Openapi(args) => openapi::run(&args),
     };

@@ -12,7 +12,10 @@ use std::process::ExitCode;
 
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
-use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When};
+use lazaret_sandbox::spec::{
+    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, VolumeMount, When,
+};
+use lazaret_sandbox::volume::VolumeHold;
 use lazaret_sandbox::{Container, Event, Settings, Zygote, reap_dead};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -21,8 +24,10 @@ use uuid::Uuid;
 
 use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
+use super::volume::{self, Mount};
 use super::{CliError, Form, input, say};
 use crate::config::LimitPolicy;
+use crate::request::targets_apart;
 use output::Output;
 
 /// The exit code for a fault of ours.
@@ -67,6 +72,9 @@ pub(super) struct Args {
     /// An environment variable for the program; may be given often.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     env: Vec<(String, String)>,
+    /// A volume to show the program at PATH, to read only with `:ro`; may be given often.
+    #[arg(long = "volume", value_name = "NAME:PATH[:ro]", value_parser = volume::parse_mount)]
+    volumes: Vec<Mount>,
     /// Who it runs as: `name|id[:group]`.
     #[arg(long)]
     user: Option<String>,
@@ -106,7 +114,9 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let image = find(&store, &args.image)?;
     let _hold = store.hold(&image)?;
     let limits = args.limits(&LimitPolicy::default())?;
-    let spec = args.spec(&store, &image, limits)?;
+    let mut spec = args.spec(&store, &image, limits)?;
+    let _held;
+    (_held, spec.volumes) = args.take_volumes()?;
     let spool = anonymous_file(&args.place.directory()?)?;
     let signals = signals()?;
     let id = Uuid::now_v7().to_string();
@@ -171,11 +181,30 @@ impl Args {
             rootfs: store.rootfs(image),
             user: store.resolve_user(image, user)?,
             workdir: config.workdir.clone().unwrap_or_else(|| WORKDIR.into()),
+            volumes: Vec::new(),
+            io_bytes_per_s: positive(policy.io_bytes_per_s.default)?,
             files: self.files.iter().map(|path| input::read(path)).collect::<Result<_, _>>()?,
             job_wall_ms: step.limits.wall_ms,
             steps: vec![step],
             disk_bytes: positive(policy.disk_bytes.default)?,
         })
+    }
+
+    /// The volumes that were asked for, held.
+    fn take_volumes(&self) -> Result<(Vec<VolumeHold>, Vec<VolumeMount>), CliError> {
+        if self.volumes.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let store = volume::open(&self.place)?;
+        let (mut held, mut mounts) = (Vec::new(), Vec::<VolumeMount>::new());
+        for Mount { name, path, access } in &self.volumes {
+            let others = mounts.iter().map(|mount| mount.target.as_str());
+            targets_apart(path, others).map_err(CliError::refused)?;
+            let name = name.parse()?;
+            held.push(store.hold(&name)?);
+            mounts.push(store.mount(&name, path.clone(), *access));
+        }
+        Ok((held, mounts))
     }
 
     /// What the flags say, and for the rest what a job gets that names nothing. The user of this

@@ -1,0 +1,48 @@
+//! Directories of the host that jobs may be shown.
+
+use std::path::{Component, Path, PathBuf};
+
+use lazaret_sandbox::spec::Access;
+
+use super::ConfigError;
+use super::file::{BindFile, BindTable};
+
+/// A directory of the host that jobs may be shown, it and all below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowedBind {
+    /// Where it is: absolute, without `..`.
+    pub path: PathBuf,
+    /// What jobs may do with it at the most.
+    pub access: Access,
+}
+
+/// What the file says.
+///
+/// # Errors
+/// If a path is not one of a directory below `/`.
+pub(super) fn from_file(file: Vec<BindFile>) -> Result<Vec<AllowedBind>, ConfigError> {
+    file.into_iter().map(of_entry).collect()
+}
+
+fn of_entry(entry: BindFile) -> Result<AllowedBind, ConfigError> {
+    let BindTable { path, writable } = match entry {
+        BindFile::Path(path) => BindTable { path, writable: false },
+        BindFile::Table(table) => table,
+    };
+    let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
+    if is_below_root(&path) {
+        // By its components: what a job names is compared with that.
+        return Ok(AllowedBind { path: path.components().collect(), access });
+    }
+    Err(ConfigError(format!(
+        "`allowed_binds` has `{}`: name a directory by its path below `/`, without `..`",
+        path.display()
+    )))
+}
+
+fn is_below_root(path: &Path) -> bool {
+    let mut components = path.components();
+    components.next() == Some(Component::RootDir)
+        && components.clone().next().is_some()
+        && components.all(|component| matches!(component, Component::Normal(_)))
+}
