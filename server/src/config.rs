@@ -144,7 +144,7 @@ impl Config {
             ids_dir: file.ids_dir.unwrap_or_else(|| IDS_DIR.into()),
             cgroup_parent: cgroup_parent(file.cgroup_parent, &name)?,
             default_image: file.default_image.unwrap_or_else(|| "host".into()),
-            allowed_binds: binds::from_file(file.allowed_binds)?,
+            allowed_binds: binds::from_file(file.allowed_binds, &data_dir)?,
             limits: LimitPolicy::from_file(&file.limits)?,
             root_user: match file.allow_root_user {
                 Some(true) => RootUser::Allowed,
@@ -329,6 +329,13 @@ mod tests {
             let error = load(&format!("allowed_binds = [{bad}]")).expect_err("refused");
             assert!(error.to_string().contains("`allowed_binds`"), "{bad}: {error}");
         }
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().canonicalize().expect("there");
+        let bind = |path: &Path| binds::from_file(vec![file::BindFile::Path(path.into())], &data);
+        for bad in [data.as_path(), &data.join("volumes"), data.parent().expect("a parent")] {
+            assert!(bind(bad).is_err(), "{bad:?}");
+        }
+        assert!(bind(&data.with_extension("beside")).is_ok());
         for bad in ["3", "{ path = '/a', write = true }", "{ writable = true }"] {
             let error = load(&format!("allowed_binds = [{bad}]")).expect_err("refused");
             assert!(error.to_string().contains("`path` and `writable`"), "{bad}: {error}");

@@ -123,6 +123,8 @@ impl Parent {
             Self::V1(parent) => parent.directories(),
             Self::V2(parent) => vec![parent.directory()],
         };
+        // First: who waits for a disk cannot be killed.
+        directories.iter().try_for_each(|parent| throttle::lift_all(*parent, id))?;
         for parent in directories {
             remove(parent, id.as_ref(), || kill_members(parent, id))?;
         }

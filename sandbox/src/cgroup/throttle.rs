@@ -18,7 +18,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dev, Mode, OFlags, major, minor};
 use rustix::io::Errno;
 
-use super::{Leaf, Parent, open, open_directory, remove, v1, v2, write};
+use super::{Leaf, Parent, open, open_directory, read, remove, v1, v2, write};
 use crate::error::Context as _;
 
 /// The controller on v2.
@@ -118,6 +118,31 @@ fn enable_v2(parent: &v2::Parent, container: &v2::Leaf) -> io::Result<Option<Cgr
     Ok(is_enabled.then_some(Cgroup::V2 { leaf }))
 }
 
+/// Lifts what limits the leaf of a container whose shim is gone has below `parent`.
+pub(super) fn lift_all(parent: BorrowedFd<'_>, id: &str) -> io::Result<()> {
+    for name in V1_LIMITS.iter().chain([&V2_LIMITS]) {
+        let path = format!("{id}/{name}");
+        if !has(parent, &path)? {
+            continue;
+        }
+        let limits = read(&open(parent, &path, OFlags::RDONLY)?)?;
+        for disk in limits.lines().filter_map(|line| line.split(' ').next()) {
+            limit(parent, &path, &limit_of(name, disk, None))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is written to one of the files for a limit of a disk, or for none.
+fn limit_of(name: &str, disk: &str, bytes_per_s: Option<NonZeroU64>) -> String {
+    if name == V2_LIMITS {
+        let rate = bytes_per_s.map_or_else(|| "max".into(), |rate| rate.to_string());
+        return format!("{disk} rbps={rate} wbps={rate}");
+    }
+    // 0 is the kernel's word for no limit.
+    format!("{disk} {}", bytes_per_s.map_or(0, NonZeroU64::get))
+}
+
 /// Whether a cgroup has this file.
 fn has(cgroup: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
     match rustix::fs::statat(cgroup, name, AtFlags::empty()) {
@@ -152,19 +177,13 @@ impl Throttle {
     }
 
     fn set(&self, bytes_per_s: Option<NonZeroU64>) -> io::Result<()> {
+        let (leaf, names) = match &self.cgroup {
+            Cgroup::V1 { leaf, .. } => (leaf, V1_LIMITS.as_slice()),
+            Cgroup::V2 { leaf } => (leaf, [V2_LIMITS].as_slice()),
+        };
         for Disk(disk) in &self.disks {
-            match &self.cgroup {
-                Cgroup::V1 { leaf, .. } => {
-                    // 0 is the kernel's word for no limit.
-                    let rate = bytes_per_s.map_or(0, NonZeroU64::get);
-                    let value = format!("{disk} {rate}");
-                    V1_LIMITS.iter().try_for_each(|name| limit(leaf.as_fd(), name, &value))?;
-                }
-                Cgroup::V2 { leaf } => {
-                    let rate = bytes_per_s.map_or_else(|| "max".into(), |rate| rate.to_string());
-                    let value = format!("{disk} rbps={rate} wbps={rate}");
-                    limit(leaf.as_fd(), V2_LIMITS, &value)?;
-                }
+            for name in names {
+                limit(leaf.as_fd(), name, &limit_of(name, disk, bytes_per_s))?;
             }
         }
         Ok(())

@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use mounted::hold;
-pub use mounted::open_directory;
+pub use mounted::{is_on_disk, open_directory};
 pub use store::{VolumeHold, VolumeStore};
 
 /// The longest name of a volume.
@@ -58,8 +58,13 @@ pub enum Error {
     )]
     BadName(String),
     /// Its size cannot be bounded, or not so.
-    #[error("the size of a volume cannot be bounded: {0}")]
-    NoBound(String),
+    #[error("the size of a volume cannot be bounded: {why}: {mend}")]
+    NoBound {
+        /// What is in the way.
+        why: String,
+        /// What would be right.
+        mend: String,
+    },
     /// The operating system refused something.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, flock, fstat, openat2, stat};
 use rustix::io::Errno;
 
+use crate::cgroup::Disk;
 use crate::error::Context as _;
 
 /// Opens a directory of the host by its absolute path, of which no part may be a symbolic link:
@@ -18,6 +19,14 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     Ok(openat2(CWD, path, flags, Mode::empty(), resolve)?)
+}
+
+/// Whether a directory lies on a disk, so that what a job does to it there can be throttled.
+///
+/// # Errors
+/// If the directory cannot be opened.
+pub fn is_on_disk(directory: &Path) -> io::Result<bool> {
+    Ok(Disk::below(stat(directory)?.st_dev)?.is_some())
 }
 
 /// Keeps the volume at `directory` from being removed, until the answer is dropped. None if it has

@@ -25,8 +25,9 @@ const MEND: &str = "put the data directory on XFS mounted with `prjquota`, or on
 /// Bounds what the files in an empty directory of ours may take together.
 pub(super) fn bound(directory: &Path, bytes: u64) -> Result<()> {
     if !(MIN_SIZE_BYTES..=MAX_SIZE_BYTES).contains(&bytes) {
-        let why = format!("`{bytes}` bytes: choose {MIN_SIZE_BYTES} to {MAX_SIZE_BYTES}");
-        return Err(Error::NoBound(why));
+        let why = format!("`{bytes}` bytes is not allowed");
+        let mend = format!("choose {MIN_SIZE_BYTES} to {MAX_SIZE_BYTES}");
+        return Err(Error::NoBound { why, mend });
     }
     let file = File::open(directory)?;
     match sys::enforces_project_quotas(file.as_fd()) {
@@ -51,7 +52,8 @@ pub(super) fn bound(directory: &Path, bytes: u64) -> Result<()> {
 }
 
 fn unheld(why: &str) -> Error {
-    Error::NoBound(format!("the file system of the data directory does not hold it: {why}: {MEND}"))
+    let why = format!("the file system of the data directory does not hold it: {why}");
+    Error::NoBound { why, mend: MEND.into() }
 }
 
 /// What kernels answer where there are no quotas: none built in, none of this file system, none

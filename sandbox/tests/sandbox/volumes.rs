@@ -1,16 +1,17 @@
 //! Volumes: what one container leaves for the next, and what none may do by it.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lazaret_sandbox::outcome::Verdict;
 use lazaret_sandbox::spec::{Access, ContainerSpec, User, VolumeMount};
 use lazaret_sandbox::volume::{Error, VolumeName, VolumeStore};
+use rustix::process::{Signal, kill_process};
 
-use crate::fixture::{Sandbox, bytes, file};
-use crate::{Test, image, tests};
+use crate::fixture::{Sandbox, await_that, bytes, file};
+use crate::{Test, image, lifecycle, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     what_one_job_writes_the_next_reads_in_another_image,
@@ -27,6 +28,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_bound_is_held_or_refused,
     what_goes_to_the_disk_is_throttled,
     a_throttled_job_is_killed_at_once,
+    a_killed_shim_leaves_neither_a_throttle_nor_a_hold,
 ];
 
 fn store(sandbox: &Sandbox) -> VolumeStore {
@@ -249,6 +251,16 @@ fn a_link_on_the_way_to_a_host_directory_is_refused(sandbox: &Sandbox) {
     }
 }
 
+/// Whether the file system of the tests' data holds projects to their quotas.
+fn has_project_quotas(sandbox: &Sandbox) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("readable");
+    mounts.lines().any(|line| {
+        let fields: Vec<_> = line.split(' ').collect();
+        let is_above = fields[1] != "/" && sandbox.directory().starts_with(fields[1]);
+        is_above && fields[3].split(',').any(|option| option == "prjquota")
+    })
+}
+
 /// Most file systems hold no bound: then a volume with one is refused, and not made.
 fn a_bound_is_held_or_refused(sandbox: &Sandbox) {
     let store = store(sandbox);
@@ -261,11 +273,17 @@ fn a_bound_is_held_or_refused(sandbox: &Sandbox) {
         Ok(volume) => {
             let fill = "head -c 2M /dev/zero > /cache/f; wc -c < /cache/f";
             let size: u64 = stdout_with(sandbox, &volume.name, fill).trim().parse().expect("bytes");
-            assert!(size <= 1 << 20, "{size}");
+            assert!((1 << 19..=1 << 20).contains(&size), "{size}");
+            let fill = "rm /cache/f; cd /cache; seq 3000 | xargs touch 2>&1; ls | wc -l";
+            let stdout = stdout_with(sandbox, &volume.name, fill);
+            assert!(stdout.contains("Disk quota exceeded"), "{stdout}");
+            let files: u32 = stdout.lines().last().expect("a line").parse().expect("a number");
+            assert!((2000..=2048).contains(&files), "{files}");
             store.remove("bounded").expect("removed");
         }
         Err(error) => {
-            assert!(matches!(error, Error::NoBound(_)), "{error}");
+            assert!(matches!(error, Error::NoBound { .. }), "{error}");
+            assert!(!has_project_quotas(sandbox), "{error}");
             let told = error.to_string();
             assert!(told.contains("project quotas") && told.contains("`prjquota`"), "{told}");
             assert!(store.get("bounded").expect("read").is_none());
@@ -305,4 +323,22 @@ fn a_throttled_job_is_killed_at_once(sandbox: &Sandbox) {
     let (step, _) = sandbox.run_one(spec);
     assert_eq!(step.verdict, Verdict::WallLimit, "{step:?}");
     assert!(step.usage.wall_us < 20_000_000, "{} µs", step.usage.wall_us);
+}
+
+/// Also while its program waits for the disk.
+fn a_killed_shim_leaves_neither_a_throttle_nor_a_hold(sandbox: &Sandbox) {
+    let cache = volume(sandbox);
+    let command = "echo starts; exec dd if=/dev/zero of=/cache/f bs=64M count=1 oflag=direct";
+    let mut spec = with(sandbox, &cache, Access::ReadWrite, sandbox.script(command));
+    spec.io_bytes_per_s = bytes(1 << 20);
+    let mut live = sandbox.start_container(spec);
+    live.await_output();
+    await_that("nothing was written", || {
+        fs::metadata(sandbox.directory().join(format!("volumes/default/{cache}/files/f")))
+            .is_ok_and(|file| file.len() > 0 || file.blocks() > 0)
+    });
+    let shim = lifecycle::shim(sandbox, live.container.id());
+    kill_process(shim, Signal::KILL).expect("killed");
+    live.footprint.assert_gone(sandbox.settings());
+    store(sandbox).remove(cache.as_str()).expect("nobody holds it");
 }

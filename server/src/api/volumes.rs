@@ -125,7 +125,7 @@ pub(super) async fn create(
     let size_bytes = size_bytes.map(|Amount(bytes)| u64::try_from(bytes).unwrap_or(0));
     let made = ask(&api, move |volumes| match volumes.create(&name, size_bytes, clock::now()) {
         Err(error @ Error::BadName(_)) => Ok(Err(wrong("/name", &error))),
-        Err(error @ Error::NoBound(_)) => Ok(Err(wrong("/size_bytes", &error))),
+        Err(error @ Error::NoBound { .. }) => Ok(Err(wrong("/size_bytes", &error))),
         made => made.map(Ok),
     });
     let volume = made.await?.map_err(|error| Problem::invalid(vec![error]))?;

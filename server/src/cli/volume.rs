@@ -99,7 +99,8 @@ fn print(volumes: &[Volume], form: Form) -> io::Result<()> {
     for Volume { name, size_bytes, created_at } in volumes {
         let size = size_bytes
             .map_or_else(|| "no bound".into(), |bytes| format!("{} MiB", bytes.div_ceil(1 << 20)));
-        writeln!(out, "{:width$}  {size:>12}  {created_at:.19}", name.as_str())?;
+        let created = created_at.to_string();
+        writeln!(out, "{:width$}  {size:>12}  {created:.19}", name.as_str())?;
     }
     Ok(())
 }

@@ -19,25 +19,30 @@ pub struct AllowedBind {
 /// What the file says.
 ///
 /// # Errors
-/// If a path is not one of a directory below `/`.
-pub(super) fn from_file(file: Vec<BindFile>) -> Result<Vec<AllowedBind>, ConfigError> {
-    file.into_iter().map(of_entry).collect()
+/// If a path is not one of a directory below `/`, or what is there is the server's own.
+pub(super) fn from_file(
+    file: Vec<BindFile>,
+    data_dir: &Path,
+) -> Result<Vec<AllowedBind>, ConfigError> {
+    file.into_iter().map(|entry| of_entry(entry, data_dir)).collect()
 }
 
-fn of_entry(entry: BindFile) -> Result<AllowedBind, ConfigError> {
+fn of_entry(entry: BindFile, data_dir: &Path) -> Result<AllowedBind, ConfigError> {
     let BindTable { path, writable } = match entry {
         BindFile::Path(path) => BindTable { path, writable: false },
         BindFile::Table(table) => table,
     };
     let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
-    if is_below_root(&path) {
-        // By its components: what a job names is compared with that.
-        return Ok(AllowedBind { path: path.components().collect(), access });
+    let refused =
+        |mend| Err(ConfigError(format!("`allowed_binds` has `{}`: {mend}", path.display())));
+    if !is_below_root(&path) {
+        return refused("name a directory by its path below `/`, without `..`");
     }
-    Err(ConfigError(format!(
-        "`allowed_binds` has `{}`: name a directory by its path below `/`, without `..`",
-        path.display()
-    )))
+    if path.starts_with(data_dir) || data_dir.starts_with(&path) {
+        return refused("jobs would see the data directory, and what is others' in it");
+    }
+    // By its components: what a job names is compared with that.
+    Ok(AllowedBind { path: path.components().collect(), access })
 }
 
 fn is_below_root(path: &Path) -> bool {

@@ -86,7 +86,7 @@ impl From<volume::Error> for Problem {
         let code = match &error {
             Error::NotFound(_) => Code::NotFound,
             Error::Exists(_) | Error::InUse(_) => Code::Conflict,
-            Error::BadName(_) | Error::NoBound(_) => Code::Invalid,
+            Error::BadName(_) | Error::NoBound { .. } => Code::Invalid,
             Error::Io(source) => {
                 tracing::error!(%error, "the volumes failed a request");
                 if source.kind() != ErrorKind::StorageFull {
