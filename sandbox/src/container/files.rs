@@ -105,12 +105,16 @@ enum Place {
 /// directory of `/proc` would be given away for the whole host, one of `/dev` for the container.
 fn place_of(directory: BorrowedFd<'_>, volumes: &[Dev]) -> io::Result<Place> {
     let device = fstat(directory)?.st_dev;
+    // First: `/tmp` may be a volume.
+    if volumes.contains(&device) {
+        return Ok(Place::Shared);
+    }
     if device == stat("/")?.st_dev || device == stat("/tmp")?.st_dev {
         return Ok(Place::Own);
     }
     let is_proc = fstatfs(directory)?.f_type == PROC_SUPER_MAGIC;
     let is_read_only = fstatvfs(directory)?.f_flag.contains(StatVfsMountFlags::RDONLY);
-    if volumes.contains(&device) || (is_read_only && !is_proc) {
+    if is_read_only && !is_proc {
         return Ok(Place::Shared);
     }
     Err(io::Error::new(ErrorKind::PermissionDenied, "it is not the image's"))

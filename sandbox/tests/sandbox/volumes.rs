@@ -221,6 +221,9 @@ fn a_working_directory_may_be_in_a_volume(sandbox: &Sandbox) {
     // The volume itself stays as it was made; what is in it is the job's.
     let owners = stdout_with(sandbox, &cache, "cd /cache; stat -c %u . a a/b a/b/in");
     assert_eq!(owners, "0\n1000\n1000\n1000\n");
+    let mut spec = at(sandbox, &cache, ("/tmp", Access::ReadWrite), sandbox.script("stat -c %u ."));
+    spec.workdir = "/tmp".into();
+    assert_eq!(sandbox.stdout_of(spec), "0\n");
     let mut spec = sandbox.script("pwd; cat out; touch x");
     spec.workdir = "/cache/a".into();
     let ran = sandbox.run(with(sandbox, &cache, Access::ReadOnly, spec));
