@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! shim ── Order ──▶ init                         init ── Report ──▶ shim
-//!   Become(image, bounds, user, n)                 Prepared (+ the storage)
+//!   Become(image, bounds, user, n) + volumes       Prepared (+ the storage)
 //!   n × File(path, mode, length) + bytes           Built
 //!   Run(step) + stdin, stdout, stderr, gate        Ended(status)
 //!   Kill                                           Failed(stage, why)
@@ -62,8 +62,8 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
     let furniture = storage.furnish(inherited.slot, (proc, inherited.covers)).at(Stage::Rootfs)?;
     shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
-    let order = match shim.recv() {
-        Ok((order, _)) => order,
+    let (order, trees) = match shim.recv() {
+        Ok(received) => received,
         // Thrown away unused.
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
         Err(error) => return Err(error).at(Stage::Init),
@@ -73,8 +73,8 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
             .at(Stage::Init);
     };
     let user_namespace = user_namespace.as_fd();
-    let built =
-        become_container(&container, (inherited.slot, user_namespace), &storage, &furniture);
+    let ids = (inherited.slot, user_namespace);
+    let built = become_container((&container, trees), ids, &storage, &furniture);
     // What keeps the storage is the shim's descriptor, out of reach of any step.
     drop((storage, furniture));
     take_files(shim, &container, built)?;
@@ -113,15 +113,16 @@ fn finish_namespaces() -> nix::Result<()> {
     }
 }
 
-/// Builds the container around this process; answers with its working directory.
+/// Builds the container around this process, its volumes from their mounts; answers with its
+/// working directory.
 fn become_container(
-    container: &Container,
+    (container, trees): (&Container, Vec<OwnedFd>),
     (slot, user_namespace): (&Slot, BorrowedFd<'_>),
     storage: &Storage,
     furniture: &Furniture,
 ) -> Result<OwnedFd> {
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
-    let volumes = volumes::open(&container.volumes, user_namespace).at(Stage::Volumes)?;
+    let volumes = volumes::id_map(&container.volumes, trees, user_namespace).at(Stage::Volumes)?;
     storage.become_root(&container.rootfs, user_namespace, furniture).at(Stage::Rootfs)?;
     // Still as the host's root: the owner of a directory of the host image has no id inside.
     let user = &container.user;

@@ -13,8 +13,8 @@ use crate::spec::{Rootfs, User, VolumeMount};
 /// What the shim asks of init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Become the container. As many files follow as it says; all together are answered with
-    /// `Built`.
+    /// Become the container; the mounts of its volumes travel along. As many files follow as it
+    /// says; all together are answered with `Built`.
     Become(Container),
     /// Write a file below the working directory; `bytes` raw bytes follow.
     File { path: String, mode: u32, bytes: u64 },

@@ -12,6 +12,8 @@ pub const MIN_MEMORY_BYTES: u64 = 6 << 20;
 pub const MIN_DISK_BYTES: u64 = 1 << 20;
 /// The smallest `io_bytes_per_s`: with less, a program on the same disk would not get loaded.
 pub const MIN_IO_BYTES_PER_S: u64 = 1 << 20;
+/// The most volumes of one container.
+pub const MAX_VOLUMES: usize = 16;
 /// The most bytes that arguments and environment of one step may have together. The kernel allows
 /// 2 MiB (a quarter of the 8 MiB stack) and 128 KiB for a single string (execve(2)).
 pub const MAX_ARGUMENT_BYTES: usize = 1 << 20;
@@ -33,7 +35,8 @@ pub struct ContainerSpec {
     pub workdir: String,
     /// Files put below `workdir` before the first step.
     pub files: Vec<InputFile>,
-    /// Directories of the host that it is shown. None of their targets is another's, or below it.
+    /// Directories of the host that it is shown, at most [`MAX_VOLUMES`]. None of their targets is
+    /// another's, or below it.
     pub volumes: Vec<VolumeMount>,
     /// What is run, in order, on one file system.
     pub steps: Vec<StepSpec>,

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::error::Context;
@@ -62,8 +62,18 @@ pub(crate) fn set_attributes(
     attributes: MountAttrFlags,
     id_map: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let set = u64::from(attributes.bits());
-    sys::set_mount_attributes(mount, MountAttributes { set, id_map })
+    change(mount, MountAttributes { set: attributes.bits().into(), propagation: 0, id_map })
+}
+
+/// Has a mount that is attached nowhere yet take part in no other's: what the host mounts below
+/// what it was cloned from is not to be seen in it.
+pub(crate) fn make_private(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let propagation = MountPropagationFlags::PRIVATE.bits().into();
+    change(mount, MountAttributes { set: 0, propagation, id_map: None })
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) -> io::Result<()> {
+    sys::set_mount_attributes(mount, attributes)
         .context(|| "could not set the attributes of a mount".into())
 }
 

@@ -99,7 +99,8 @@ impl Container {
             disk_bytes: spec.disk_bytes,
             files: spec.files.len(),
         });
-        self.order(&order, &[])?;
+        let trees = self.volumes.as_mut().map(Volumes::take_trees).unwrap_or_default();
+        self.order(&order, &trees.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
         for file in &spec.files {
             let order = Order::File {
                 path: file.path.clone(),

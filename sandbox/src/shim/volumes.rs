@@ -2,11 +2,12 @@
 //! server, and throttled.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::fstat;
 
 use crate::cgroup::{self, Disk, Leaf, Throttle};
+use crate::container::volumes::clone_for;
 use crate::error::Context as _;
 use crate::spec::{ContainerSpec, VolumeMount};
 use crate::volume;
@@ -16,6 +17,8 @@ use crate::volume;
 pub(super) struct Volumes {
     /// The locks by which nobody removes them.
     _held: Vec<OwnedFd>,
+    /// Their mounts, until init has them.
+    trees: Vec<OwnedFd>,
     throttle: Option<Throttle>,
 }
 
@@ -29,10 +32,11 @@ impl Volumes {
             return Ok(None);
         }
         let held = spec.volumes.iter().filter_map(hold).collect::<io::Result<_>>()?;
-        let mut disks = Vec::new();
+        let (mut trees, mut disks) = (Vec::new(), Vec::new());
         for volume in &spec.volumes {
             let source = volume::open_directory(&volume.source)
                 .context(|| format!("could not open `{}`", volume.source.display()))?;
+            trees.push(clone_for(source.as_fd(), volume.access)?);
             if let Some(disk) = Disk::below(fstat(&source)?.st_dev)?
                 && !disks.contains(&disk)
             {
@@ -40,7 +44,12 @@ impl Volumes {
             }
         }
         let throttle = parent.throttle((id, leaf), disks, spec.io_bytes_per_s)?;
-        Ok(Some(Self { _held: held, throttle }))
+        Ok(Some(Self { _held: held, trees, throttle }))
+    }
+
+    /// Their mounts, in the order of the spec.
+    pub(super) fn take_trees(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.trees)
     }
 
     /// Lifts what would hold up the end of a process.

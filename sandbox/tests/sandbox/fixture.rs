@@ -120,7 +120,15 @@ impl Sandbox {
 
     /// Starts a container and leaves it running.
     pub(crate) fn start_container(&self, spec: ContainerSpec) -> Live {
-        let (mut container, footprint) = self.spawn();
+        self.start_in(self.spawn(), spec)
+    }
+
+    /// Starts a container that was made before, and leaves it running.
+    pub(crate) fn start_in(
+        &self,
+        (mut container, footprint): (Container, Footprint),
+        spec: ContainerSpec,
+    ) -> Live {
         let spool = tempfile::tempfile().expect("a spool");
         container.start(spec, spool.as_fd()).expect("started");
         Live { container, footprint, spool }

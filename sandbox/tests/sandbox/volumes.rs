@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lazaret_sandbox::outcome::Verdict;
 use lazaret_sandbox::spec::{Access, ContainerSpec, User, VolumeMount};
 use lazaret_sandbox::volume::{Error, VolumeName, VolumeStore};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::process::{Signal, kill_process};
 
 use crate::fixture::{Sandbox, await_that, bytes, file};
@@ -25,6 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
     volumes_go_where_there_is_something_and_where_there_is_nothing,
     a_working_directory_may_be_in_a_volume,
     a_link_on_the_way_to_a_host_directory_is_refused,
+    a_host_directory_is_shown_as_it_is_at_the_start,
     a_bound_is_held_or_refused,
     what_goes_to_the_disk_is_throttled,
     a_throttled_job_is_killed_at_once,
@@ -230,6 +232,51 @@ fn a_working_directory_may_be_in_a_volume(sandbox: &Sandbox) {
     assert_eq!((ran.stdout(0).as_str(), ran.step(0).exit_code), ("/cache/a\n/cache/a\n", Some(1)));
 }
 
+/// The same container with a host directory at `/cache`.
+fn of_host(source: &Path, mut spec: ContainerSpec) -> ContainerSpec {
+    let (source, target) = (source.to_owned(), "/cache".into());
+    spec.volumes.push(VolumeMount { source, held: None, target, access: Access::ReadOnly });
+    spec
+}
+
+/// A second name of a directory, as long as this lives.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(source: &Path, at: &Path) -> Self {
+        mount_bind(source, at).expect("mounted");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        unmount(&self.0, UnmountFlags::DETACH).expect("unmounted");
+    }
+}
+
+/// Not as it was when its container was made, ahead of time, nor with what is mounted there later.
+fn a_host_directory_is_shown_as_it_is_at_the_start(sandbox: &Sandbox) {
+    let host = tempfile::tempdir_in(sandbox.directory()).expect("a directory");
+    let place = host.path().canonicalize().expect("there");
+    for made in ["disk/below", "shown", "other"] {
+        fs::create_dir_all(place.join(made)).expect("made");
+    }
+    fs::write(place.join("disk/f"), "mounted\n").expect("written");
+    fs::write(place.join("other/later"), "").expect("written");
+    let made_before = sandbox.spawn();
+    let shown = place.join("shown");
+    let _bound = Bound::new(&place.join("disk"), &shown);
+    mount_change(&shown, MountPropagationFlags::SHARED).expect("shared");
+    let script = "cat /cache/f; while [ ! -e /cache/go ]; do sleep 0.01; done; ls /cache/below";
+    let mut live = sandbox.start_in(made_before, of_host(&shown, sandbox.script(script)));
+    live.await_output();
+    let _later = Bound::new(&place.join("other"), &shown.join("below"));
+    assert!(shown.join("below/later").exists());
+    fs::write(place.join("disk/go"), "").expect("written");
+    assert_eq!(live.finish(sandbox).stdout(0), "mounted\n");
+}
+
 fn a_link_on_the_way_to_a_host_directory_is_refused(sandbox: &Sandbox) {
     let host = tempfile::tempdir_in(sandbox.directory()).expect("a directory");
     let place = host.path().canonicalize().expect("there");
@@ -237,14 +284,7 @@ fn a_link_on_the_way_to_a_host_directory_is_refused(sandbox: &Sandbox) {
     fs::write(place.join("real/inner/f"), "shown\n").expect("written");
     symlink("real", place.join("link")).expect("linked");
     let show = |source: &str| {
-        let mut spec = sandbox.script("cat /cache/f; touch /cache/f");
-        spec.volumes.push(VolumeMount {
-            source: place.join(source),
-            held: None,
-            target: "/cache".into(),
-            access: Access::ReadOnly,
-        });
-        sandbox.run(spec)
+        sandbox.run(of_host(&place.join(source), sandbox.script("cat /cache/f; touch /cache/f")))
     };
     let ran = show("real/inner");
     assert_eq!((ran.stdout(0).as_str(), ran.step(0).exit_code), ("shown\n", Some(1)));

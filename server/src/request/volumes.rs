@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lazaret_sandbox::spec::Access;
+use lazaret_sandbox::spec::{Access, MAX_VOLUMES};
 use lazaret_sandbox::volume::{self, open_directory};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,8 +12,6 @@ use super::paths;
 use crate::job::{JobVolume, VolumeSource};
 use crate::volumes::Volumes;
 
-/// Volumes of one job.
-const MAX_VOLUMES: usize = 16;
 /// Volumes that are listed to a client that named none of them.
 const MAX_LISTED: usize = 20;
 
