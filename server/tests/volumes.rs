@@ -101,6 +101,22 @@ fn what_one_job_writes_the_next_reads_and_a_read_only_one_cannot_change() {
 }
 
 #[test]
+fn the_command_line_names_volumes_of_a_server() {
+    let place = Place::new();
+    let server = place.serve();
+    create(&server, "cache");
+    let submit = |volume: &str, script: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lazaret"));
+        command.args(["job", "submit", "--wait", "--volume", volume, "--script", script]);
+        let url = format!("http://{}", server.address());
+        text(&command.args(["--server", &url]).output().expect("ran").stdout)
+    };
+    assert!(submit("cache:/c", "echo kept > /c/f").contains("success"));
+    let told = submit("cache:/c:ro", "cat /c/f\necho no > /c/f");
+    assert!(told.contains("kept") && told.contains("Read-only file system"), "{told}");
+}
+
+#[test]
 fn a_volume_that_an_unfinished_job_needs_is_not_removed() {
     let place = Place::new();
     let server = place.serve_one();

@@ -45,7 +45,7 @@ pub(super) enum Args {
     },
 }
 
-/// A volume for `lazaret run`, as it is written there.
+/// A volume for one job, as it is written on the command line.
 #[derive(Debug, Clone)]
 pub(super) struct Mount {
     /// Its name.
