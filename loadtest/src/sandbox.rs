@@ -102,8 +102,10 @@ fn spec(rootfs: &Rootfs) -> Result<ContainerSpec, Error> {
         user: User { uid: 1000, gid: 1000, groups: Vec::new() },
         workdir: "/workspace".into(),
         files: Vec::new(),
+        volumes: Vec::new(),
         steps: vec![step],
         disk_bytes: number(128 << 20)?,
+        io_bytes_per_s: number(64 << 20)?,
         job_wall_ms: number(60_000)?,
         when_alone: WhenAlone::Ends,
     })

@@ -40,6 +40,8 @@ pub enum Stage {
     Init,
     /// Mounting the container's root file system.
     Rootfs,
+    /// Holding, opening or throttling a volume.
+    Volumes,
     /// Making `/dev`.
     Devices,
     /// Mounting and masking `/proc`.
@@ -72,6 +74,7 @@ impl fmt::Display for Stage {
             Self::Namespaces => "namespaces",
             Self::Init => "init",
             Self::Rootfs => "root file system",
+            Self::Volumes => "volumes",
             Self::Devices => "devices",
             Self::Proc => "proc",
             Self::Privileges => "privileges",

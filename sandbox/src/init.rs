@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! shim ── Order ──▶ init                         init ── Report ──▶ shim
-//!   Become(image, bounds, user, n)                 Prepared (+ the storage)
+//!   Become(image, bounds, user, n) + volumes       Prepared (+ the storage)
 //!   n × File(path, mode, length) + bytes           Built
 //!   Run(step) + stdin, stdout, stderr, gate        Ended(status)
 //!   Kill                                           Failed(stage, why)
@@ -32,6 +32,7 @@ use crate::container::idmap::{INIT_ID, Slot};
 use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
 use crate::container::proc::Proc;
 use crate::container::rootfs::{Furniture, HOST_NAME, Storage};
+use crate::container::volumes;
 use crate::error::{At as _, Result, Stage};
 use crate::inherited::Inherited;
 use crate::orders::{Container, Ended, Exit, Order, Report, Step};
@@ -61,8 +62,8 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
     let furniture = storage.furnish(inherited.slot, (proc, inherited.covers)).at(Stage::Rootfs)?;
     shim.send(&Report::Prepared, &[storage.as_fd()]).at(Stage::Init)?;
 
-    let order = match shim.recv() {
-        Ok((order, _)) => order,
+    let (order, trees) = match shim.recv() {
+        Ok(received) => received,
         // Thrown away unused.
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
         Err(error) => return Err(error).at(Stage::Init),
@@ -72,8 +73,8 @@ fn live(shim: &mut Channel, birth: Birth, inherited: &Inherited<'_>) -> Result<(
             .at(Stage::Init);
     };
     let user_namespace = user_namespace.as_fd();
-    let built =
-        become_container(&container, (inherited.slot, user_namespace), &storage, &furniture);
+    let ids = (inherited.slot, user_namespace);
+    let built = become_container((&container, trees), ids, &storage, &furniture);
     // What keeps the storage is the shim's descriptor, out of reach of any step.
     drop((storage, furniture));
     take_files(shim, &container, built)?;
@@ -112,20 +113,22 @@ fn finish_namespaces() -> nix::Result<()> {
     }
 }
 
-/// Builds the container around this process; answers with its working directory.
+/// Builds the container around this process, its volumes from their mounts; answers with its
+/// working directory.
 fn become_container(
-    container: &Container,
+    (container, trees): (&Container, Vec<OwnedFd>),
     (slot, user_namespace): (&Slot, BorrowedFd<'_>),
     storage: &Storage,
     furniture: &Furniture,
 ) -> Result<OwnedFd> {
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
+    let volumes = volumes::id_map(&container.volumes, trees, user_namespace).at(Stage::Volumes)?;
     storage.become_root(&container.rootfs, user_namespace, furniture).at(Stage::Rootfs)?;
     // Still as the host's root: the owner of a directory of the host image has no id inside.
-    let owner = |inner| slot.host_id(inner);
     let user = &container.user;
-    let workdir = make_workdir(&container.workdir, (owner(user.uid), owner(user.gid)));
-    let workdir = workdir.at(Stage::Files)?;
+    let owner = (slot.host_id(user.uid), slot.host_id(user.gid));
+    let devices = volumes::place(&volumes, owner).at(Stage::Files)?;
+    let workdir = make_workdir(&container.workdir, owner, &devices).at(Stage::Files)?;
     join_user_namespace(user_namespace).at(Stage::Privileges)?;
     restrict_init(user).at(Stage::Privileges)?;
     Ok(workdir)
@@ -134,7 +137,7 @@ fn become_container(
 /// Takes the job's files, which are on their way whatever has become of the container, and writes
 /// them into its working directory. Answers with the first failure.
 fn take_files(shim: &mut Channel, container: &Container, mut built: Result<OwnedFd>) -> Result<()> {
-    set_file_owner(&container.user);
+    set_file_owner(container.user.uid, container.user.gid);
     for _ in 0..container.files {
         let (order, _) = shim.recv().at(Stage::Init)?;
         let Order::File { path, mode, bytes } = order else {
@@ -148,7 +151,7 @@ fn take_files(shim: &mut Channel, container: &Container, mut built: Result<Owned
             Err(error) => discard(source).at(Stage::Init).and(Err(error)),
         };
     }
-    set_file_owner(&User { uid: INIT_ID, gid: INIT_ID, groups: Vec::new() });
+    set_file_owner(INIT_ID, INIT_ID);
     built.map(drop)
 }
 

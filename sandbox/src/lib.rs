@@ -52,6 +52,8 @@ pub mod spec;
 pub mod spool;
 mod step;
 mod sys;
+mod tree;
+pub mod volume;
 mod wire;
 pub mod zygote;
 

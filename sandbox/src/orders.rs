@@ -8,13 +8,13 @@ use rustix::process::WaitStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Stage};
-use crate::spec::{Rootfs, User};
+use crate::spec::{Rootfs, User, VolumeMount};
 
 /// What the shim asks of init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Become the container. As many files follow as it says; all together are answered with
-    /// `Built`.
+    /// Become the container; the mounts of its volumes travel along. As many files follow as it
+    /// says; all together are answered with `Built`.
     Become(Container),
     /// Write a file below the working directory; `bytes` raw bytes follow.
     File { path: String, mode: u32, bytes: u64 },
@@ -28,6 +28,7 @@ pub(crate) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Container {
     pub(crate) rootfs: Rootfs,
+    pub(crate) volumes: Vec<VolumeMount>,
     pub(crate) user: User,
     pub(crate) workdir: String,
     pub(crate) disk_bytes: NonZeroU64,

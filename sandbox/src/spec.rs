@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 pub const MIN_MEMORY_BYTES: u64 = 6 << 20;
 /// The smallest `disk_bytes`: a tmpfs of a few pages cannot even hold the overlay's directories.
 pub const MIN_DISK_BYTES: u64 = 1 << 20;
+/// The smallest `io_bytes_per_s`: with less, a program on the same disk would not get loaded.
+pub const MIN_IO_BYTES_PER_S: u64 = 1 << 20;
+/// The most volumes of one container.
+pub const MAX_VOLUMES: usize = 16;
 /// The most bytes that arguments and environment of one step may have together. The kernel allows
 /// 2 MiB (a quarter of the 8 MiB stack) and 128 KiB for a single string (execve(2)).
 pub const MAX_ARGUMENT_BYTES: usize = 1 << 20;
@@ -31,10 +35,16 @@ pub struct ContainerSpec {
     pub workdir: String,
     /// Files put below `workdir` before the first step.
     pub files: Vec<InputFile>,
+    /// Directories of the host that it is shown, at most [`MAX_VOLUMES`]. None of their targets is
+    /// another's, or below it.
+    pub volumes: Vec<VolumeMount>,
     /// What is run, in order, on one file system.
     pub steps: Vec<StepSpec>,
     /// Bound of everything the container stores: upper layer, `/tmp` and `/dev/shm` together.
     pub disk_bytes: NonZeroU64,
+    /// What it may read from, and write to, each block device that a volume is on, in bytes per
+    /// second. Without volumes it has no meaning.
+    pub io_bytes_per_s: NonZeroU64,
     /// Bound of the whole container from its first `exec`, in milliseconds.
     pub job_wall_ms: NonZeroU64,
     /// What becomes of it if whoever has started it goes away before it has ended.
@@ -69,6 +79,31 @@ pub struct Bind {
     pub source: PathBuf,
     /// Path inside the container, relative to its root; it exists in a layer that we made.
     pub target: PathBuf,
+}
+
+/// A host directory shown inside the container, which may write to it. Ids 0 to 65535 on its file
+/// system are the same ids inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// Absolute path on the host, without a symbolic link.
+    pub source: PathBuf,
+    /// What the shim keeps a shared lock on while the container lives (flock(2)): the directory by
+    /// which whoever would remove the volume finds that it is in use.
+    pub held: Option<PathBuf>,
+    /// Absolute path inside the container, made if it is missing: not `/`, no `..`.
+    pub target: String,
+    /// What may be done with it.
+    pub access: Access,
+}
+
+/// What a container may do with a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Read it.
+    ReadOnly,
+    /// Read and write it.
+    ReadWrite,
 }
 
 /// The ids that steps run as, inside the container.

@@ -20,12 +20,15 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::spec::MAX_VOLUMES;
+
 /// The largest frame that a shim accepts: the files and stdin of a job, as the server bounded them.
 pub(crate) const MAX_SPEC_BYTES: usize = 256 << 20;
 /// The largest frame of every other conversation.
 pub(crate) const MAX_FRAME_BYTES: usize = 8 << 20;
-/// Descriptors that may travel with one frame.
-const MAX_DESCRIPTORS: usize = 8;
+/// Descriptors that may travel with one frame: no other has as many as that with the mounts of a
+/// container's volumes.
+const MAX_DESCRIPTORS: usize = MAX_VOLUMES;
 /// One read from the socket, where no more is known to come: most messages are far shorter, and
 /// a process just forked pays for every page that it touches.
 const READ_BYTES: usize = 4 << 10;

@@ -1,6 +1,7 @@
 //! What the operator decides: defaults, then the file of `--config`, then flags. The only reader
 //! of the environment.
 
+mod binds;
 mod file;
 mod host;
 mod limits;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use lazaret_sandbox::Cpuset;
 use sha2::{Digest, Sha256};
 
+pub use binds::AllowedBind;
 pub use file::ConfigFile;
 pub use limits::{Bound, LimitPolicy};
 
@@ -58,6 +60,8 @@ pub struct Config {
     pub cpuset: Option<Cpuset>,
     /// The image of a job that names none.
     pub default_image: String,
+    /// Directories of the host that jobs may be shown.
+    pub allowed_binds: Vec<AllowedBind>,
     /// Defaults and maxima of every limit.
     pub limits: LimitPolicy,
     /// Whether a job's user may be root (inside its own user namespace).
@@ -140,6 +144,7 @@ impl Config {
             ids_dir: file.ids_dir.unwrap_or_else(|| IDS_DIR.into()),
             cgroup_parent: cgroup_parent(file.cgroup_parent, &name)?,
             default_image: file.default_image.unwrap_or_else(|| "host".into()),
+            allowed_binds: binds::from_file(file.allowed_binds, &data_dir)?,
             limits: LimitPolicy::from_file(&file.limits)?,
             root_user: match file.allow_root_user {
                 Some(true) => RootUser::Allowed,
@@ -270,6 +275,8 @@ fn capacity(file: &file::CapacityFile, cpuset: Option<&Cpuset>) -> Result<Capaci
 
 #[cfg(test)]
 mod tests {
+    use lazaret_sandbox::spec::Access;
+
     use super::*;
 
     fn load(text: &str) -> Result<Config, ConfigError> {
@@ -310,6 +317,29 @@ mod tests {
     fn a_default_beyond_its_maximum_is_refused_by_name() {
         let error = load("[limits.cpu_ms]\ndefault = 9\nmax = 8").expect_err("refused");
         assert!(error.to_string().contains("limits.cpu_ms"), "{error}");
+    }
+
+    #[test]
+    fn directories_that_jobs_may_be_shown_lie_below_the_root() {
+        let text = "allowed_binds = ['/srv/a//b/', { path = '/srv/c', writable = true }]";
+        let [one, other] = &load(text).expect("valid").allowed_binds[..] else { panic!("two") };
+        assert_eq!((one.path.to_str(), one.access), (Some("/srv/a/b"), Access::ReadOnly));
+        assert_eq!((other.path.to_str(), other.access), (Some("/srv/c"), Access::ReadWrite));
+        for bad in ["'/'", "'//'", "'a'", "''", "'/a/../b'", "{ path = '/' }"] {
+            let error = load(&format!("allowed_binds = [{bad}]")).expect_err("refused");
+            assert!(error.to_string().contains("`allowed_binds`"), "{bad}: {error}");
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().canonicalize().expect("there");
+        let bind = |path: &Path| binds::from_file(vec![file::BindFile::Path(path.into())], &data);
+        for bad in [data.as_path(), &data.join("volumes"), data.parent().expect("a parent")] {
+            assert!(bind(bad).is_err(), "{bad:?}");
+        }
+        assert!(bind(&data.with_extension("beside")).is_ok());
+        for bad in ["3", "{ path = '/a', write = true }", "{ writable = true }"] {
+            let error = load(&format!("allowed_binds = [{bad}]")).expect_err("refused");
+            assert!(error.to_string().contains("`path` and `writable`"), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use lazaret_sandbox::outcome::{StepOutcome, Verdict};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use spec::{Inputs, JobImage, JobSpec, JobStep};
+pub use spec::{Inputs, JobImage, JobSpec, JobStep, JobVolume, VolumeSource};
 
 /// How often a job is started at most. A second time only if the first ended in a fault of ours.
 pub const MAX_ATTEMPTS: u32 = 2;

@@ -20,3 +20,4 @@ pub mod runner;
 pub mod scheduler;
 pub mod store;
 pub mod telemetry;
+pub mod volumes;

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazaret_sandbox::image::{Hold, ImageName};
+use lazaret_sandbox::image::ImageName;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::holds::Held;
 use crate::job::{Job, JobId, State};
 
 /// Where an unfinished job is, as far as waking needs it.
@@ -28,8 +29,8 @@ pub struct Progress {
 #[derive(Debug, Clone)]
 pub struct LiveJob {
     progress: Arc<watch::Sender<Progress>>,
-    /// Its image, which stays until the job has ended. None if it had gone before this server came.
-    _image: Option<Arc<Hold>>,
+    /// What it needs, which stays until the job has ended.
+    _held: Held,
     /// Cancelled when the client wants the job to end.
     pub cancel: CancellationToken,
     /// What an image is called that is made of what it writes, if that was asked for after the job
@@ -107,16 +108,11 @@ pub struct Live {
 
 impl Live {
     /// Makes a job known, before the store has it: so nobody who finds it there can miss a wake.
-    pub fn enter(
-        &self,
-        id: JobId,
-        (state, attempt): (State, u32),
-        image: Option<Arc<Hold>>,
-    ) -> LiveJob {
+    pub fn enter(&self, id: JobId, (state, attempt): (State, u32), held: Held) -> LiveJob {
         let progress = Progress { state, attempt, changes: 0, finished: None };
         let job = LiveJob {
             progress: Arc::new(watch::Sender::new(progress)),
-            _image: image,
+            _held: held,
             cancel: CancellationToken::new(),
             commit: Arc::default(),
         };

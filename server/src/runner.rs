@@ -20,6 +20,7 @@ use crate::logs::LogFiles;
 use crate::logs::harvest::{self, Harvest};
 use crate::pool::Pool;
 use crate::store::KeptLog;
+use crate::volumes::{NotShown, Volumes};
 
 /// How long a container that was given up may take to end before its room is given away although
 /// it may still take it: only a shim that hangs needs longer, and no wait mends that. Never longer
@@ -36,6 +37,8 @@ pub struct Runner {
     pub pool: Pool,
     /// What containers are made of.
     pub images: Arc<ImageStore>,
+    /// What else they are shown.
+    pub volumes: Arc<Volumes>,
     /// Where they write.
     pub files: LogFiles,
     /// How much longer than its own limit a container may take before its shim is given up.
@@ -151,6 +154,8 @@ enum Fault {
     Image(#[from] lazaret_sandbox::image::Error),
     #[error("the image `{0}` was removed before the job started")]
     ImageGone(String),
+    #[error(transparent)]
+    Volume(#[from] NotShown),
     #[error("could not make the spool: {0}")]
     Spool(#[source] io::Error),
     #[error("could not wait for the container: {0}")]
@@ -223,10 +228,11 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<Container, Fault>
     let spool: File = runner.files.create_spool(id, attempt).map_err(Fault::Spool)?;
     let image = holds::find(&runner.images, &spec.image)?;
     let image = image.ok_or_else(|| Fault::ImageGone(spec.image.name.clone()))?;
+    let volumes = runner.volumes.mounts(&spec.volumes)?;
     let mut container = runner.pool.take()?;
     let inputs = Arc::unwrap_or_clone(inputs);
-    let asked =
-        spec.container(job::attempt_name(id, attempt), runner.images.rootfs(&image), inputs);
+    let mounts = (runner.images.rootfs(&image), volumes);
+    let asked = spec.container(job::attempt_name(id, attempt), mounts, inputs);
     container.start(asked, spool.as_fd())?;
     Ok(container)
 }

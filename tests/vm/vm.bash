@@ -62,7 +62,9 @@ make_job() {
     (cd "$work" && find job | "$cache/root/bin/busybox" cpio -o -H newc 2>/dev/null | gzip -1) |
         cat "$cache/initrd.gz" - > "$work/initrd"
     truncate -s 2G "$work/scratch"
-    mke2fs -q -F -t ext4 -E lazy_itable_init=1,lazy_journal_init=1 "$work/scratch"
+    # With project quotas, for the bounds of volumes.
+    mke2fs -q -F -t ext4 -O quota,project \
+        -E quotatype=prjquota,lazy_itable_init=1,lazy_journal_init=1 "$work/scratch"
 }
 
 # Ends the script with the guest's exit code from file $1, if there is one; else says what went

@@ -9,6 +9,7 @@
 //! in the cgroup), and opens each file once instead of at every use.
 
 mod cpuset;
+mod throttle;
 mod v1;
 mod v2;
 
@@ -23,6 +24,7 @@ use cgroups_rs::fs::{Cgroup, hierarchies};
 use rustix::event::PollFlags;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
+pub(crate) use self::throttle::{Disk, Throttle};
 use crate::cpuset::Cpuset;
 use crate::error::Context;
 use crate::spec::Limits;
@@ -121,6 +123,8 @@ impl Parent {
             Self::V1(parent) => parent.directories(),
             Self::V2(parent) => vec![parent.directory()],
         };
+        // First: who waits for a disk cannot be killed.
+        directories.iter().try_for_each(|parent| throttle::lift_all(*parent, id))?;
         for parent in directories {
             remove(parent, id.as_ref(), || kill_members(parent, id))?;
         }

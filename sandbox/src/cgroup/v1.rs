@@ -12,7 +12,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{
     CPU_PERIOD_US, Counters, MAX_SOCKET_BYTES, bound_memory, cpu_quota_us, cpuset, field, open,
-    open_directory, pids_max, read, read_number, remove, without_init, write, write_number,
+    open_directory, pids_max, read, read_number, remove, whole_lines, without_init, write,
+    write_number,
 };
 use crate::cpuset::Cpuset;
 use crate::error::Context;
@@ -47,6 +48,8 @@ pub(crate) struct Parent {
     /// So they do for the CPUs that they are kept to, if they are: entering one more cgroup takes
     /// its time.
     cpuset: Option<OwnedFd>,
+    /// Where containers with volumes have one more leaf, if the controller is mounted.
+    blkio: Option<OwnedFd>,
     /// The paths of those that were missing.
     made: Vec<PathBuf>,
 }
@@ -54,7 +57,8 @@ pub(crate) struct Parent {
 impl Parent {
     pub(super) fn make(path: &str, memory_bytes: Option<NonZeroU64>) -> io::Result<Self> {
         let hierarchy = V1::new();
-        let controllers = || CONTROLLERS.iter().chain([&Controllers::Devices]);
+        let blkio = hierarchy.get_mount_point(Controllers::BlkIo).map(|_| &Controllers::BlkIo);
+        let controllers = || CONTROLLERS.iter().chain([&Controllers::Devices]).chain(blkio);
         let place = |controller: &Controllers| match hierarchy.get_mount_point(controller.clone()) {
             Some((mount_point, _)) => Ok(mount_point.join(path)),
             None => Err(io::Error::other(format!(
@@ -75,6 +79,7 @@ impl Parent {
             pids: directory(&Controllers::Pids)?,
             devices: directory(&Controllers::Devices)?,
             cpuset: None,
+            blkio: blkio.map(directory).transpose()?,
             made,
         };
         parent.deny_devices()?;
@@ -98,9 +103,19 @@ impl Parent {
         Ok(())
     }
 
-    /// The parent's directory in each hierarchy that containers have leaves in.
+    /// The parent's directory in each hierarchy that all containers have leaves in.
+    fn of_all(&self) -> [BorrowedFd<'_>; 4] {
+        [self.cpu.as_fd(), self.cpuacct.as_fd(), self.memory.as_fd(), self.pids.as_fd()]
+    }
+
+    /// The parent's directory in each hierarchy that some container may have a leaf in.
     pub(super) fn directories(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.cpu.as_fd(), self.cpuacct.as_fd(), self.memory.as_fd(), self.pids.as_fd()]
+        self.of_all().into_iter().chain(self.blkio()).collect()
+    }
+
+    /// The parent's directory in the hierarchy in which only containers with volumes have leaves.
+    pub(super) fn blkio(&self) -> Option<BorrowedFd<'_>> {
+        self.blkio.as_ref().map(OwnedFd::as_fd)
     }
 
     /// The directories that were missing.
@@ -109,7 +124,7 @@ impl Parent {
     }
 
     pub(super) fn make_leaf(&self, id: &str) -> io::Result<Leaf> {
-        for parent in self.directories() {
+        for parent in self.of_all() {
             match rustix::fs::mkdirat(parent, id, Mode::from_raw_mode(0o755)) {
                 // Controllers may share a hierarchy, as cpu and cpuacct mostly do.
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -129,7 +144,7 @@ impl Parent {
         Ok(Leaf {
             id: id.to_owned(),
             parents: self
-                .directories()
+                .of_all()
                 .into_iter()
                 .map(|parent| parent.try_clone_to_owned())
                 .collect::<io::Result<_>>()?,
@@ -186,6 +201,12 @@ impl Leaf {
             .chain(&self.cpuset)
             .map(|directory| open(directory.as_fd(), "tasks", OFlags::WRONLY))
             .collect()
+    }
+
+    /// The pids of the few processes that are in it before the first step.
+    pub(super) fn members(&self) -> io::Result<Vec<String>> {
+        let processes = read(&open(self.pids.as_fd(), "cgroup.procs", OFlags::RDONLY)?)?;
+        Ok(whole_lines(&processes).map(ToOwned::to_owned).collect())
     }
 
     pub(super) fn bound_memory_and_pids(&self, limits: &Limits) -> io::Result<()> {

@@ -27,6 +27,8 @@ const MAX_CPU_WEIGHT: u64 = 10_000;
 #[derive(Debug)]
 pub(crate) struct Parent {
     directory: OwnedFd,
+    /// Its path below the root of the hierarchy.
+    path: String,
     /// Its path, if it was missing.
     made: Option<PathBuf>,
 }
@@ -45,7 +47,7 @@ impl Parent {
             write(directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
         }
         refuse_uncounted_swap(directory.as_fd())?;
-        Ok(Self { directory, made })
+        Ok(Self { directory, path: path.to_owned(), made })
     }
 
     pub(super) fn keep_to(&self, path: &str, cpuset: Option<&Cpuset>) -> io::Result<()> {
@@ -53,6 +55,21 @@ impl Parent {
             Some(cpuset) => cpuset::set_v2(self.directory.as_fd(), path, cpuset),
             None => cpuset::lift_v2(self.directory.as_fd()),
         }
+    }
+
+    /// Hands one more controller down to the containers. False if the kernel does not offer it.
+    pub(super) fn enable(&self, controller: &str) -> io::Result<bool> {
+        let hierarchy = V2::new();
+        let offered = std::fs::read_to_string(hierarchy.root().join("cgroup.controllers"))?;
+        if !offered.split_whitespace().any(|one| one == controller) {
+            return Ok(false);
+        }
+        let names = Some(vec![controller.to_owned()]);
+        // From the root to the parent, and from there.
+        Cgroup::new_with_specified_controllers(Box::new(hierarchy), &self.path, names)
+            .map_err(io::Error::other)?;
+        let enable = format!("+{controller}");
+        write(self.directory.as_fd(), "cgroup.subtree_control", &enable).map(|()| true)
     }
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {

@@ -5,11 +5,12 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    Gid, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, StatVfsMountFlags, Uid, fchmod, fchown,
+    Dev, Gid, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, StatVfsMountFlags, Uid, fchmod, fchown,
     fstat, fstatfs, fstatvfs, mkdirat, openat2, stat,
 };
 use rustix::io::Errno;
 
+use super::privileges::set_file_owner;
 use crate::error::Context;
 use crate::wire::Channel;
 
@@ -18,48 +19,103 @@ const CHUNK_BYTES: usize = 64 << 10;
 
 /// Opens the working directory, making what is missing of it, and gives it to the job's user, whose
 /// ids on the host are `owner`. Links in the image are followed inside the container's root, which
-/// is all there is.
-pub(crate) fn make_workdir(path: &str, owner: (u32, u32)) -> io::Result<OwnedFd> {
+/// is all there is. What lies in a volume, one of these by its device, keeps its owner: others may
+/// use it, too.
+pub(crate) fn make_workdir(path: &str, owner: (u32, u32), volumes: &[Dev]) -> io::Result<OwnedFd> {
+    let directory = make_directories(path, owner, ResolveFlags::empty())?;
+    let place = place_of(directory.as_fd(), volumes)
+        .context(|| format!("`{path}` cannot be a working directory"))?;
+    if place == Place::Own {
+        give(directory.as_fd(), owner)
+            .context(|| format!("could not give `{path}` to the job's user"))?;
+    }
+    Ok(directory)
+}
+
+/// Opens a directory of the container, making what is missing of it as the job's, whose ids on the
+/// host are `owner`. `resolve` says what it may not be, beside what leads out of the container.
+pub(crate) fn make_directories(
+    path: &str,
+    owner: (u32, u32),
+    resolve: ResolveFlags,
+) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let root = rustix::fs::open("/", flags, Mode::empty())?;
     let mut directory = root.try_clone()?;
     let mut walked = String::new();
     for name in path.split('/').filter(|name| !name.is_empty()) {
         walked.push('/');
         walked.push_str(name);
-        match mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).context(|| format!("could not make `{walked}`")),
-        }
+        make_child(directory.as_fd(), name, owner)
+            .context(|| format!("could not make `{walked}`"))?;
         directory = match openat2(&root, walked.as_str(), flags, Mode::empty(), resolve) {
             Ok(directory) => directory,
             Err(Errno::NOENT | Errno::LOOP) => {
-                let why = format!("`{walked}` is a link of the image that leads nowhere");
+                let why = format!("`{walked}` is a link that leads nowhere, or where none may be");
                 return Err(io::Error::new(ErrorKind::PermissionDenied, why));
             }
             Err(error) => return Err(error).context(|| format!("could not open `{walked}`")),
         };
     }
-    refuse_other_places(directory.as_fd())
-        .context(|| format!("`{path}` cannot be a working directory"))?;
-    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-    match fchown(&directory, Some(uid), Some(gid)) {
-        // A directory of the host image: a place to be, if not to write.
-        Ok(()) | Err(Errno::ROFS) => Ok(directory),
-        Err(error) => Err(error).context(|| format!("could not give `{path}` to the job's user")),
+    Ok(directory)
+}
+
+/// Makes a directory unless there is something of its name.
+fn make_child(parent: BorrowedFd<'_>, name: &str, owner: (u32, u32)) -> io::Result<()> {
+    let mode = Mode::from_raw_mode(0o755);
+    match mkdirat(parent, name, mode) {
+        Ok(()) => {
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+            Ok(give(made.as_fd(), owner)?)
+        }
+        Err(Errno::EXIST) => Ok(()),
+        // A volume, in which the host's root has no id: the job's user makes it.
+        Err(Errno::OVERFLOW) => match as_user(owner, || mkdirat(parent, name, mode)) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Refuses what a link of the image leads to outside of it and of `/tmp`: a directory of `/proc`
-/// would be given away for the whole host, one of `/dev` for the container.
-fn refuse_other_places(directory: BorrowedFd<'_>) -> io::Result<()> {
+fn give(directory: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> rustix::io::Result<()> {
+    fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+}
+
+/// Does something with files as another user, without the privileges of the host's root.
+fn as_user<T>((uid, gid): (u32, u32), act: impl FnOnce() -> T) -> T {
+    set_file_owner(uid, gid);
+    let done = act();
+    set_file_owner(0, 0);
+    done
+}
+
+/// Where a working directory lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In what is the container's alone.
+    Own,
+    /// In a volume, or in a directory of the host image: a place to be, if not to write.
+    Shared,
+}
+
+/// Refuses what a link of the image leads to outside of it, of `/tmp` and of the volumes: a
+/// directory of `/proc` would be given away for the whole host, one of `/dev` for the container.
+fn place_of(directory: BorrowedFd<'_>, volumes: &[Dev]) -> io::Result<Place> {
     let device = fstat(directory)?.st_dev;
-    let is_own = device == stat("/")?.st_dev || device == stat("/tmp")?.st_dev;
+    // First: `/tmp` may be a volume.
+    if volumes.contains(&device) {
+        return Ok(Place::Shared);
+    }
+    if device == stat("/")?.st_dev || device == stat("/tmp")?.st_dev {
+        return Ok(Place::Own);
+    }
     let is_proc = fstatfs(directory)?.f_type == PROC_SUPER_MAGIC;
     let is_read_only = fstatvfs(directory)?.f_flag.contains(StatVfsMountFlags::RDONLY);
-    if is_own || (is_read_only && !is_proc) {
-        return Ok(());
+    if is_read_only && !is_proc {
+        return Ok(Place::Shared);
     }
     Err(io::Error::new(ErrorKind::PermissionDenied, "it is not the image's"))
 }

@@ -9,3 +9,4 @@ pub(crate) mod proc;
 pub(crate) mod rlimits;
 pub(crate) mod rootfs;
 pub(crate) mod seccomp;
+pub(crate) mod volumes;

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::error::Context;
@@ -48,14 +48,32 @@ pub(crate) fn clone_tree_at(directory: BorrowedFd<'_>, source: &Path) -> io::Res
         .context(|| format!("could not open the tree `{}`", source.display()))
 }
 
+/// A second mount of an open directory, attached nowhere yet.
+pub(crate) fn clone_of(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(directory, "", flags).context(|| "could not open the tree of a directory".into())
+}
+
 /// Sets attributes of a mount that is attached nowhere yet.
 pub(crate) fn set_attributes(
     mount: BorrowedFd<'_>,
     attributes: MountAttrFlags,
     id_map: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let set = u64::from(attributes.bits());
-    sys::set_mount_attributes(mount, MountAttributes { set, id_map })
+    change(mount, MountAttributes { set: attributes.bits().into(), propagation: 0, id_map })
+}
+
+/// Has a mount that is attached nowhere yet take part in no other's: what the host mounts below
+/// what it was cloned from is not to be seen in it.
+pub(crate) fn make_private(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let propagation = MountPropagationFlags::PRIVATE.bits().into();
+    change(mount, MountAttributes { set: 0, propagation, id_map: None })
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) -> io::Result<()> {
+    sys::set_mount_attributes(mount, attributes)
         .context(|| "could not set the attributes of a mount".into())
 }
 

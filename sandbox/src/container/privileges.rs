@@ -145,9 +145,9 @@ pub(crate) fn narrow_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
-/// Files made from here on belong to `user`, while the process keeps its own ids.
-pub(crate) fn set_file_owner(user: &User) {
+/// Files made from here on belong to this user and group, while the process keeps its own ids.
+pub(crate) fn set_file_owner(uid: u32, gid: u32) {
     // These two calls report no error: they answer with the id before (setfsuid(2)).
-    nix::unistd::setfsgid(nix::unistd::Gid::from_raw(user.gid));
-    nix::unistd::setfsuid(nix::unistd::Uid::from_raw(user.uid));
+    nix::unistd::setfsgid(nix::unistd::Gid::from_raw(gid));
+    nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
 }

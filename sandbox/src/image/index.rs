@@ -7,9 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::sync_directory;
 use super::outgoing::PackedLayer;
-use super::{Digest, Doing as _, Image, ImageName, Layer, Result};
+use super::{Digest, Doing as _, Image, ImageName, Layer, Result, tree};
 
 const INDEX: &str = "index.json";
 const NEW_INDEX: &str = "index.json.new";
@@ -74,7 +73,7 @@ impl Index {
         file.write_all(&text).doing(doing)?;
         file.sync_all().doing(doing)?;
         fs::rename(&new, &path).doing(doing)?;
-        sync_directory(directory).doing(doing)
+        tree::sync_directory(directory).doing(doing)
     }
 
     /// The image that `name` means: the one of this name, or of this name and the tag `latest`,

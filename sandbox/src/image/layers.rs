@@ -2,15 +2,14 @@
 //! they are whole, locked while someone needs them, removed when nobody does.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
-use rustix::io::Errno;
+use rustix::fs::{FlockOperation, flock};
 
 use super::{Digest, Doing as _, Result, tree};
 
@@ -65,7 +64,7 @@ impl Unfinished {
             return Ok(());
         }
         fs::rename(self.layers.join(&self.name), path).doing(doing)?;
-        sync_directory(&self.layers).doing(doing)
+        tree::sync_directory(&self.layers).doing(doing)
     }
 }
 
@@ -73,18 +72,6 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         // What stays is found by whoever cleans next.
         drop(remove(&self.layers, OsStr::new(&self.name)));
-    }
-}
-
-/// Locks what nobody, of this or another process, has locked.
-fn lock_free(path: &Path) -> Result<Option<OwnedFd>> {
-    let doing = || format!("could not lock `{}`", path.display());
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let opened = openat(CWD, path, flags, Mode::empty()).doing(doing)?;
-    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(opened)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error).doing(doing),
     }
 }
 
@@ -103,8 +90,8 @@ pub(super) fn clean(layers: &Path, is_kept: impl Fn(&[u8]) -> bool) -> Result<()
 
 /// Removes a layer, or what a killed process left, unless someone has locked it.
 fn remove_if_free(layers: &Path, name: &OsStr) -> Result<()> {
-    let Some(_lock) = lock_free(&layers.join(name))? else { return Ok(()) };
     let doing = || format!("could not remove `{}`", layers.join(name).display());
+    let Some(_lock) = tree::lock_if_free(&layers.join(name)).doing(doing)? else { return Ok(()) };
     // Renamed under the lock: whoever waits to hold it sees that it has gone.
     let mut gone = OsString::from(GONE);
     gone.push(name);
@@ -118,9 +105,4 @@ fn remove_if_free(layers: &Path, name: &OsStr) -> Result<()> {
 fn remove(directory: &Path, name: &OsStr) -> io::Result<()> {
     let parent = tree::open_directory(directory)?;
     tree::remove_tree(parent.as_fd(), &CString::new(name.as_bytes())?)
-}
-
-/// Has the names in a directory written to disk.
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }

@@ -32,7 +32,6 @@ mod outgoing;
 mod pack;
 mod reference;
 mod store;
-mod tree;
 mod unpack;
 mod users;
 mod uses;
@@ -45,6 +44,8 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::tree;
 
 pub use commit::Upper;
 pub use config::ImageConfig;

@@ -11,7 +11,8 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
 };
 
-use crate::cgroup::Leaf;
+use super::volumes::Volumes;
+use crate::cgroup::{self, Leaf};
 use crate::container::idmap::Slot;
 use crate::container::mounts::open_directory;
 use crate::container::rootfs::UPPER;
@@ -37,6 +38,8 @@ pub(super) struct Container {
     slot: Slot,
     /// The container's own file system, once init has made it.
     storage: Option<OwnedFd>,
+    /// What it has beside that, if it has any.
+    volumes: Option<Volumes>,
     is_reaped: bool,
 }
 
@@ -51,6 +54,7 @@ impl Container {
             process: pidfd_open(pid, PidfdFlags::empty())?,
             slot,
             storage: None,
+            volumes: None,
             is_reaped: false,
         })
     }
@@ -64,6 +68,16 @@ impl Container {
             }
             (report, _) => Err(unexpected(&report)),
         }
+    }
+
+    /// Holds the volumes of a container, and bounds how fast it uses their disks.
+    pub(super) fn take_volumes(
+        &mut self,
+        (id, spec): (&str, &ContainerSpec),
+        parent: &cgroup::Parent,
+    ) -> io::Result<()> {
+        self.volumes = Volumes::take((id, spec), (parent, &self.leaf))?;
+        Ok(())
     }
 
     /// The user's ids on the host.
@@ -81,12 +95,14 @@ impl Container {
     pub(super) fn order_build(&mut self, spec: &ContainerSpec) -> Result<()> {
         let order = Order::Become(orders::Container {
             rootfs: spec.rootfs.clone(),
+            volumes: spec.volumes.clone(),
             user: spec.user.clone(),
             workdir: spec.workdir.clone(),
             disk_bytes: spec.disk_bytes,
             files: spec.files.len(),
         });
-        self.order(&order, &[])?;
+        let trees = self.volumes.as_mut().map(Volumes::take_trees).unwrap_or_default();
+        self.order(&order, &trees.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
         for file in &spec.files {
             let order = Order::File {
                 path: file.path.clone(),
@@ -146,7 +162,8 @@ impl Container {
             return Ok(());
         }
         // First, so that dying is not slowed down; but what is to end ends even if this fails.
-        let lifted = self.leaf.lift_cpu().at(Stage::Cgroup);
+        let throttle = self.volumes.as_ref().map_or(Ok(()), Volumes::lift);
+        let lifted = self.leaf.lift_cpu().and(throttle).at(Stage::Cgroup);
         match pidfd_send_signal(&self.process, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => lifted,
             Err(error) => Err(error).at(Stage::Init),
@@ -197,7 +214,8 @@ impl Container {
     pub(super) fn tear_down(mut self) -> Result<()> {
         self.end()?;
         self.storage = None;
-        self.leaf.remove().at(Stage::Cgroup)
+        let volumes = self.volumes.take().map_or(Ok(()), Volumes::let_go);
+        self.leaf.remove().and(volumes).at(Stage::Cgroup)
     }
 }
 

@@ -16,6 +16,7 @@ mod running;
 mod server;
 mod unrun;
 mod verdict;
+mod volumes;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -93,6 +94,7 @@ fn live(id: &str, socket: OwnedFd, shared: &Shared) -> Result<()> {
         return directory.remove().at(Stage::RunDirectory);
     };
     directory.set_label(&spec.label).at(Stage::RunDirectory)?;
+    let container = container.and_then(|container| take_volumes(container, (id, &spec), shared));
     let (outcome, container) = run(container, (&spec, spool), &mut server, shared.cores);
     // Nothing of the job runs any more, so what is left may wait a moment: removing it would only
     // take the CPU from the server while that stores the outcome, and the client waits for that.
@@ -189,6 +191,23 @@ fn await_prepared(mut container: Container) -> Result<Container> {
         Ok(()) => Ok(container),
         Err(error) => {
             container.tear_down()?;
+            Err(error)
+        }
+    }
+}
+
+/// The container with its volumes; without them there is none.
+fn take_volumes(
+    mut container: Container,
+    (id, spec): (&str, &ContainerSpec),
+    shared: &Shared,
+) -> Result<Container> {
+    match container.take_volumes((id, spec), &shared.cgroup).at(Stage::Volumes) {
+        Ok(()) => Ok(container),
+        Err(error) => {
+            container.tear_down()?;
+            // A throttle may have been made in part.
+            shared.cgroup.sweep(id).at(Stage::Cgroup)?;
             Err(error)
         }
     }

@@ -7,6 +7,7 @@ mod heap;
 mod mount;
 mod net;
 mod process;
+mod quota;
 
 pub(crate) use fd::close_on_exec_from;
 pub(crate) use heap::bound_heap;
@@ -16,3 +17,4 @@ pub(crate) use process::{
     Fork, Namespaces, OneThread, clone_process, exec, exit, fork, let_signals_through,
     name_process, reset_signals,
 };
+pub(crate) use quota::{ProjectLimits, enforces_project_quotas, join_project, limit_project};

@@ -9,6 +9,8 @@ use std::ptr;
 pub(crate) struct MountAttributes<'a> {
     /// `MOUNT_ATTR_*` bits to set.
     pub(crate) set: u64,
+    /// How it is to be propagated, as a `MS_*` bit; 0 leaves that as it is.
+    pub(crate) propagation: u64,
     /// Ids of this user namespace stand for those on the file system.
     pub(crate) id_map: Option<BorrowedFd<'a>>,
 }
@@ -18,9 +20,9 @@ pub(crate) fn set_mount_attributes(
     mount: BorrowedFd<'_>,
     attributes: MountAttributes<'_>,
 ) -> io::Result<()> {
-    let mut attr =
-        libc::mount_attr { attr_set: attributes.set, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    if let Some(user_namespace) = attributes.id_map {
+    let MountAttributes { set, propagation, id_map } = attributes;
+    let mut attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    if let Some(user_namespace) = id_map {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = u64::from(user_namespace.as_raw_fd().cast_unsigned());
     }

@@ -97,8 +97,10 @@ impl Sandbox {
             user: User { uid: 1000, gid: 1000, groups: Vec::new() },
             workdir: "/workspace".into(),
             files: Vec::new(),
+            volumes: Vec::new(),
             steps: vec![step("run", command)],
             disk_bytes: bytes(64 << 20),
+            io_bytes_per_s: bytes(1 << 30),
             job_wall_ms: bytes(100_000),
             when_alone: WhenAlone::GoesOn,
         }
@@ -119,7 +121,15 @@ impl Sandbox {
 
     /// Starts a container and leaves it running.
     pub(crate) fn start_container(&self, spec: ContainerSpec) -> Live {
-        let (mut container, footprint) = self.spawn();
+        self.start_in(self.spawn(), spec)
+    }
+
+    /// Starts a container that was made before, and leaves it running.
+    pub(crate) fn start_in(
+        &self,
+        (mut container, footprint): (Container, Footprint),
+        spec: ContainerSpec,
+    ) -> Live {
         let spool = tempfile::tempfile().expect("a spool");
         container.start(spec, spool.as_fd()).expect("started");
         Live { container, footprint, spool }

@@ -56,7 +56,7 @@ fn a_cancelled_container_says_so(sandbox: &Sandbox) {
 }
 
 /// The pid of a container's shim.
-fn shim(sandbox: &Sandbox, id: &str) -> Pid {
+pub(crate) fn shim(sandbox: &Sandbox, id: &str) -> Pid {
     let text = fs::read_to_string(sandbox.settings().run_dir.join(id).join("shim"));
     let pid = text.expect("readable").split(' ').next().and_then(|pid| pid.parse().ok());
     Pid::from_raw(pid.expect("a pid")).expect("not 0")

@@ -15,6 +15,7 @@ mod output;
 mod refusals;
 mod sockets;
 mod steps;
+mod volumes;
 mod world;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         ("output", &sandbox, output::TESTS),
         ("refusals", &sandbox, refusals::TESTS),
         ("steps", &sandbox, steps::TESTS),
+        ("volumes", &sandbox, volumes::TESTS),
         ("world", &sandbox, world::TESTS),
     ];
     let trials = modules.into_iter().flat_map(|(module, sandbox, tests)| {

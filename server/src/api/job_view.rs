@@ -8,6 +8,7 @@ use lazaret_sandbox::spec::Limits;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::volumes::JobVolumeView;
 use crate::job::{Job, JobImage, JobSpec, State, StepEnd};
 use crate::request::in_cpus;
 use crate::store::Summary;
@@ -46,8 +47,12 @@ pub(super) struct JobView {
     steps: Vec<StepView>,
     /// Bound of the whole job, in milliseconds.
     job_wall_ms: u64,
-    /// Bound of all its storage.
+    /// What it is shown beside its image.
+    volumes: Vec<JobVolumeView>,
+    /// Bound of all its storage but its volumes.
     disk_bytes: u64,
+    /// What it may read from, and write to, the disk of a volume in a second.
+    io_bytes_per_s: u64,
     /// The client's notes.
     labels: BTreeMap<String, String>,
     /// Jobs of a higher one start earlier.
@@ -222,8 +227,8 @@ impl From<Job> for JobView {
             Some(end) => (Some(end.verdict.as_str()), end.detail, end.steps),
             None => (None, None, Vec::new()),
         };
-        let JobSpec { image, steps, disk_bytes, job_wall_ms, labels, priority, commit, .. } =
-            job.spec;
+        let JobSpec { image, steps, volumes, job_wall_ms, labels, priority, commit, .. } = job.spec;
+        let (disk_bytes, io_bytes_per_s) = (job.spec.disk_bytes, job.spec.io_bytes_per_s);
         let mut ended = ended.into_iter();
         Self {
             id: job.id.to_string(),
@@ -241,7 +246,9 @@ impl From<Job> for JobView {
                 .map(|step| StepView::new(step.name, &step.limits, ended.next()))
                 .collect(),
             job_wall_ms: job_wall_ms.get(),
+            volumes: volumes.into_iter().map(Into::into).collect(),
             disk_bytes: disk_bytes.get(),
+            io_bytes_per_s: io_bytes_per_s.get(),
             labels,
             priority,
             commit: commit.map(String::from),

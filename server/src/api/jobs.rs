@@ -96,6 +96,7 @@ fn parse(api: &Api, text: &[u8]) -> Result<(job::JobSpec, job::Inputs), Problem>
         root_user: api.config.root_user,
         default_image: &api.config.default_image,
         images: &api.runner.images,
+        volumes: &api.runner.volumes,
     };
     Ok(request::check(request, unknown, &rules)?)
 }

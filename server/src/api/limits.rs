@@ -36,6 +36,7 @@ pub(super) struct LimitTable {
     output_bytes: BoundView,
     disk_bytes: BoundView,
     open_files: BoundView,
+    io_bytes_per_s: BoundView,
 }
 
 /// What one limit may be.
@@ -102,6 +103,7 @@ pub(super) async fn get(State(api): State<Api>, _: NoParameters) -> Json<LimitsP
             output_bytes: policy.output_bytes.into(),
             disk_bytes: policy.disk_bytes.into(),
             open_files: policy.open_files.into(),
+            io_bytes_per_s: policy.io_bytes_per_s.into(),
         },
         capacity: CapacityView {
             cpus: in_cpus(config.capacity.cpu_millis.into()),

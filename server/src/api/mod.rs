@@ -22,6 +22,7 @@ mod streamed;
 mod tests;
 mod uploads;
 mod version;
+mod volumes;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -126,6 +127,8 @@ fn paths() -> OpenApiRouter<Api> {
         .routes(routes!(images::list, pulls::create))
         .routes(routes!(pulls::get))
         .routes(routes!(images::get, uploads::put, images::delete))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::delete))
         .routes(routes!(limits::get))
         .routes(routes!(version::get))
         .routes(routes!(health::live))

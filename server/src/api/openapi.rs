@@ -32,6 +32,7 @@ pub(super) fn base() -> OpenApi {
         .tags(Some([
             tag("jobs", "Make, watch, end and forget jobs"),
             tag("images", "What jobs can run in"),
+            tag("volumes", "What jobs share, and what outlives them"),
             tag("server", "What the server is and allows"),
         ]))
         .build()

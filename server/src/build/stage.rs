@@ -1,6 +1,7 @@
 //! A stage while it is built: the image so far, and what each step makes of it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use lazaret_sandbox::image::oci::{MAX_LAYERS, Platform};
@@ -231,6 +232,8 @@ impl Build<'_> {
             user,
             workdir: NO_WORKDIR.into(),
             files: Vec::new(),
+            volumes: Vec::new(),
+            io_bytes_per_s: NonZeroU64::MAX,
             steps: vec![StepSpec {
                 name: "run".into(),
                 command,

@@ -7,10 +7,12 @@ use std::process::ExitCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
+use lazaret_sandbox::spec::Access;
 use serde_json::{Map, Value, json};
 
 use super::client::Server;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
+use super::volume::{Mount, parse_mount};
 use super::{CliError, Form, input};
 
 /// The longest line of a log that is read: a frame of 16 KiB, escaped at worst sixfold.
@@ -86,6 +88,9 @@ pub(super) struct Submit {
     /// An environment variable for the program; may be given often.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     env: Vec<(String, String)>,
+    /// A volume of the server to show it at PATH, to read only with `:ro`; may be given often.
+    #[arg(long = "volume", value_name = "NAME:PATH[:ro]", value_parser = parse_mount)]
+    volumes: Vec<Mount>,
     /// A label to find the job by; may be given often.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     label: Vec<(String, String)>,
@@ -163,6 +168,9 @@ impl Submit {
         if let Some(name) = &self.commit {
             field("commit", json!(name));
         }
+        if !self.volumes.is_empty() {
+            field("volumes", self.volumes.iter().map(volume).collect());
+        }
         field("limits", Value::Object(limits));
         field("files", Value::Object(files));
         field("env", pairs(&self.env));
@@ -184,6 +192,10 @@ impl From<bool> for Extent {
     fn from(follow: bool) -> Self {
         if follow { Self::ToTheEnd } else { Self::SoFar }
     }
+}
+
+fn volume(Mount { name, path, access }: &Mount) -> Value {
+    json!({"name": name, "path": path, "read_only": *access == Access::ReadOnly})
 }
 
 fn pairs(pairs: &[(String, String)]) -> Value {

@@ -14,6 +14,7 @@ mod quantity;
 mod run;
 mod serve;
 mod transfer;
+mod volume;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write as _};
@@ -54,6 +55,9 @@ enum Command {
     /// The images that jobs run in
     #[command(subcommand)]
     Image(image::Args),
+    /// What jobs share, and what outlives them
+    #[command(subcommand)]
+    Volume(volume::Args),
     /// Find out what this host offers, and what would mend the rest
     Doctor(doctor::Args),
     /// Print the OpenAPI document
@@ -126,6 +130,12 @@ impl From<lazaret_sandbox::image::Error> for CliError {
     }
 }
 
+impl From<lazaret_sandbox::volume::Error> for CliError {
+    fn from(error: lazaret_sandbox::volume::Error) -> Self {
+        Self::refused(error)
+    }
+}
+
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         // Of all that is written to, only what a shell has connected can be closed by others.
@@ -145,6 +155,7 @@ pub fn run() -> ExitCode {
         Command::Run(args) => run::run(&args, form),
         Command::Job(args) => job::run(&args, form),
         Command::Image(args) => image::run(&args, form),
+        Command::Volume(args) => volume::run(&args, form),
         Command::Doctor(args) => doctor::run(&args, form),
         Command::Openapi(args) => openapi::run(&args),
     };

@@ -10,15 +10,17 @@ use jiff::Timestamp;
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, When, WhenAlone,
+    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, VolumeMount, When, WhenAlone,
 };
+use lazaret_sandbox::volume::VolumeHold;
 
 use super::containers::{Containers, Ran};
 use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
+use super::volume::{self, Mount};
 use super::{CliError, Form, input, say};
 use crate::config::LimitPolicy;
-use crate::request;
+use crate::request::{self, targets_apart};
 
 /// The exit code for a fault of ours.
 const FAULT: u8 = 125;
@@ -57,6 +59,9 @@ pub(super) struct Args {
     /// An environment variable for the program; may be given often.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     env: Vec<(String, String)>,
+    /// A volume to show the program at PATH, to read only with `:ro`; may be given often.
+    #[arg(long = "volume", value_name = "NAME:PATH[:ro]", value_parser = volume::parse_mount)]
+    volumes: Vec<Mount>,
     /// Who it runs as: `name|id[:group]`.
     #[arg(long)]
     user: Option<String>,
@@ -92,7 +97,9 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let commit = args.commit.as_deref().map(|name| request::commit::check(name, &image, &store));
     let commit = commit.transpose().map_err(|why| CliError::refused(format!("--commit: {why}")))?;
     let limits = args.limits(&LimitPolicy::default())?;
-    let spec = args.spec(&store, &image, limits)?;
+    let mut spec = args.spec(&store, &image, limits)?;
+    let _held;
+    (_held, spec.volumes) = args.take_volumes()?;
     let Ran { mut outcome, upper, output } =
         containers.run(spec, &args.place.directory()?, form.into())?;
     if output.is_unread() {
@@ -152,12 +159,31 @@ impl Args {
             rootfs: store.rootfs(image),
             user: store.resolve_user(image, user)?,
             workdir: config.workdir.clone().unwrap_or_else(|| WORKDIR.into()),
+            volumes: Vec::new(),
+            io_bytes_per_s: positive(policy.io_bytes_per_s.default)?,
             files: self.files.iter().map(|path| input::read(path)).collect::<Result<_, _>>()?,
             job_wall_ms: step.limits.wall_ms,
             when_alone: WhenAlone::Ends,
             steps: vec![step],
             disk_bytes: positive(policy.disk_bytes.default)?,
         })
+    }
+
+    /// The volumes that were asked for, held.
+    fn take_volumes(&self) -> Result<(Vec<VolumeHold>, Vec<VolumeMount>), CliError> {
+        if self.volumes.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let store = volume::open(&self.place)?;
+        let (mut held, mut mounts) = (Vec::new(), Vec::<VolumeMount>::new());
+        for Mount { name, path, access } in &self.volumes {
+            let others = mounts.iter().map(|mount| mount.target.as_str());
+            targets_apart(path, others).map_err(CliError::refused)?;
+            let name = name.parse()?;
+            held.push(store.hold(&name)?);
+            mounts.push(store.mount(&name, path.clone(), *access));
+        }
+        Ok((held, mounts))
     }
 
     /// What the flags say, and for the rest what a job gets that names nothing. The user of this

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use lazaret_sandbox::error::{Error, Stage};
 use lazaret_sandbox::image::ImageStore;
+use lazaret_sandbox::volume::VolumeStore;
 use lazaret_sandbox::{Orphan, Settings, Zygote};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
@@ -39,6 +40,7 @@ use crate::pool::Pool;
 use crate::registry::Pulls;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
+use crate::volumes::Volumes;
 use crate::{clock, listener, store, telemetry};
 
 /// Threads that may block at one time: each starting container and each reading follower is one.
@@ -123,7 +125,10 @@ fn open(config: Config) -> Result<Opened, CliError> {
     let files = LogFiles::open(&config.data_dir)
         .map_err(|error| CliError::Refused(format!("could not make the log files: {error}")))?;
     let pool = Pool::new(zygote, config.warm_containers);
-    let runner = Runner { pool, images: Arc::new(images), files, grace: config.grace };
+    let volumes = VolumeStore::open(&config.data_dir.join("volumes"))
+        .map_err(|error| CliError::Failed(format!("could not open the volumes: {error}")))?;
+    let volumes = Arc::new(Volumes { store: volumes, binds: config.allowed_binds.clone() });
+    let runner = Runner { pool, images: Arc::new(images), volumes, files, grace: config.grace };
     Ok(Opened { config, runner, orphans, _lock: lock })
 }
 

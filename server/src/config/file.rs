@@ -39,6 +39,8 @@ pub struct ConfigFile {
     pub warm_containers: Option<usize>,
     /// The CPUs that all containers run on, as the kernel lists them: `0-3,6`.
     pub cpuset: Option<String>,
+    /// Directories of the host that jobs may be shown, they and all below them.
+    pub allowed_binds: Vec<BindFile>,
     /// Defaults and maxima of every limit.
     pub limits: LimitsFile,
     /// What all running jobs together may take.
@@ -67,6 +69,8 @@ pub struct LimitsFile {
     pub disk_bytes: BoundFile,
     /// Descriptors of a process.
     pub open_files: BoundFile,
+    /// What a job reads from, and writes to, the disk of a volume in a second.
+    pub io_bytes_per_s: BoundFile,
 }
 
 /// One limit that is a whole number.
@@ -87,6 +91,27 @@ pub struct CpusFile {
     pub default: Option<f64>,
     /// The most a job may ask for.
     pub max: Option<f64>,
+}
+
+/// A directory of the host that jobs may be shown.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a path, or a table with `path` and `writable`")]
+pub enum BindFile {
+    /// To read.
+    Path(PathBuf),
+    /// As it says.
+    Table(BindTable),
+}
+
+/// A directory of the host, and what jobs may do with it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BindTable {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether jobs may write to it.
+    #[serde(default)]
+    pub writable: bool,
 }
 
 /// The table `[capacity]`.

@@ -1,6 +1,6 @@
 //! Defaults and maxima of every limit.
 
-use lazaret_sandbox::spec::{Cpus, MIN_DISK_BYTES, MIN_MEMORY_BYTES};
+use lazaret_sandbox::spec::{Cpus, MIN_DISK_BYTES, MIN_IO_BYTES_PER_S, MIN_MEMORY_BYTES};
 
 use super::ConfigError;
 use super::file::{BoundFile, CpusFile, LimitsFile};
@@ -37,6 +37,8 @@ pub struct LimitPolicy {
     pub disk_bytes: Bound,
     /// Descriptors of a process.
     pub open_files: Bound,
+    /// What a job reads from, and writes to, the disk of a volume in a second.
+    pub io_bytes_per_s: Bound,
 }
 
 const MINUTE_MS: u64 = 60_000;
@@ -56,6 +58,7 @@ impl Default for LimitPolicy {
             disk_bytes: bound(MIN_DISK_BYTES, 128 * MIB, 4096 * MIB),
             // Below 16 the loader of a dynamic program already fails in ways nobody understands.
             open_files: bound(16, 256, 4096),
+            io_bytes_per_s: bound(MIN_IO_BYTES_PER_S, 64 * MIB, 4096 * MIB),
         }
     }
 }
@@ -77,6 +80,7 @@ impl LimitPolicy {
             output_bytes: overlay("output_bytes", base.output_bytes, &file.output_bytes)?,
             disk_bytes: overlay("disk_bytes", base.disk_bytes, &file.disk_bytes)?,
             open_files: narrow(overlay("open_files", base.open_files, &file.open_files)?),
+            io_bytes_per_s: overlay("io_bytes_per_s", base.io_bytes_per_s, &file.io_bytes_per_s)?,
         })
     }
 }

@@ -10,21 +10,22 @@
 //! client's request.
 
 mod attempt;
+mod commit;
 mod recover;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazaret_sandbox::image::{Hold, ImageName};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
+use lazaret_sandbox::volume::{self, VolumeName};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::attempt::Acceptance;
 use crate::clock;
-use crate::holds::Holds;
+use crate::holds::{Held, Holds};
 use crate::job::{Inputs, JobEnd, JobId, JobSpec, State, seq};
 use crate::live::{Live, LiveJob};
 use crate::runner::{Claimed, Runner};
@@ -87,6 +88,12 @@ pub enum SubmitError {
     /// The images could not be read.
     #[error(transparent)]
     Images(#[from] lazaret_sandbox::image::Error),
+    /// A volume was removed since the job was checked.
+    #[error("there is no volume `{0}` any more")]
+    VolumeGone(VolumeName),
+    /// The volumes could not be read.
+    #[error(transparent)]
+    Volumes(#[from] volume::Error),
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -178,19 +185,6 @@ impl Dispatch {
         task.await.map_err(|_panicked| StoreError::Closed)?
     }
 
-    /// Has an image of this name made of what an unfinished job writes. False if that is too late.
-    ///
-    /// # Errors
-    /// If the store fails; then there may be an image, or not.
-    pub async fn commit(&self, id: JobId, name: ImageName) -> Result<bool, StoreError> {
-        let Some(job) = self.0.live.get(id).filter(|job| job.wish_commit(name.clone())) else {
-            return Ok(false);
-        };
-        let effect = self.0.store.set_commit(id, name).await?;
-        job.changed();
-        Ok(matches!(effect, Effect::Done))
-    }
-
     /// Forgets a finished job and all it wrote.
     ///
     /// # Errors
@@ -220,10 +214,7 @@ impl Dispatch {
 impl Inner {
     async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Submitted, SubmitError> {
         let (id, demand) = (JobId::generate(), submission.spec.demand());
-        let wanted = &submission.spec.image;
-        let Some(image) = self.holds.take(&self.runner.images, wanted)? else {
-            return Err(SubmitError::ImageGone(wanted.name.clone()));
-        };
+        let held = self.hold(&submission.spec)?;
         let entry = match self.scheduler().admit(id, demand) {
             Admission::Now => Entry::Claimed,
             Admission::Later => Entry::Queued,
@@ -242,12 +233,12 @@ impl Inner {
         match entry {
             Entry::Claimed => {
                 let claimed = Claimed { id, attempt: 1, spec, inputs };
-                self.start_with_insert(new, claimed, image).await
+                self.start_with_insert(new, claimed, held).await
             }
             Entry::Queued => {
                 // What waits is not held, and read when it starts.
                 drop((spec, inputs));
-                self.live.enter(id, (State::Queued, 0), Some(image));
+                self.live.enter(id, (State::Queued, 0), held);
                 let submitted = as_submitted(id, self.store.insert(new).await);
                 if !matches!(submitted, Ok(Submitted::New(_))) {
                     self.live.discard(id);
@@ -261,6 +252,17 @@ impl Inner {
         }
     }
 
+    /// Holds what a job needs.
+    fn hold(&self, spec: &JobSpec) -> Result<Held, SubmitError> {
+        let image = self.holds.take(&self.runner.images, &spec.image)?;
+        let image = image.ok_or_else(|| SubmitError::ImageGone(spec.image.name.clone()))?;
+        let volumes = spec.volume_names().map(|name| {
+            let volume = self.holds.take_volume(&self.runner.volumes.store, name)?;
+            volume.ok_or_else(|| SubmitError::VolumeGone(name.clone()))
+        });
+        Ok(Held { image: Some(image), volumes: volumes.collect::<Result<_, _>>()? })
+    }
+
     /// Starts a job while its insert is on the way to the disk: the longest wait of a small job is
     /// for that. If the insert fails, nothing of the job is left and nobody was told of it; after a
     /// crash in between, its container is an orphan like others, and its end is no job's.
@@ -268,11 +270,11 @@ impl Inner {
         self: &Arc<Self>,
         new: NewJob,
         claimed: Claimed,
-        image: Arc<Hold>,
+        held: Held,
     ) -> Result<Submitted, SubmitError> {
         let id = new.id;
         // Before the store can have it: who finds it there must not miss what follows.
-        let job = self.live.enter(id, (State::Running, 1), Some(image));
+        let job = self.live.enter(id, (State::Running, 1), held);
         let begun = match self.store.begin_insert(new).await {
             Ok(begun) => begun,
             Err(error) => {

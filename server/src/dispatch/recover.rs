@@ -10,7 +10,8 @@ use lazaret_sandbox::outcome::{Outcome, Verdict};
 
 use super::Inner;
 use crate::clock;
-use crate::job::{JobEnd, JobId, MAX_ATTEMPTS, State};
+use crate::holds::Held;
+use crate::job::{JobEnd, JobId, JobSpec, MAX_ATTEMPTS, State};
 use crate::logs::harvest::{self, Harvest};
 use crate::store::{Effect, FinishedAttempt, KeptLog, StoreError, Unfinished};
 
@@ -23,6 +24,9 @@ pub enum RecoverError {
     /// The images could not be read.
     #[error(transparent)]
     Images(#[from] lazaret_sandbox::image::Error),
+    /// The volumes could not be read.
+    #[error(transparent)]
+    Volumes(#[from] lazaret_sandbox::volume::Error),
     /// The spools could not be listed.
     #[error("could not list the spools: {0}")]
     Spools(#[from] io::Error),
@@ -48,9 +52,8 @@ impl Inner {
                 State::Finished => false,
             };
             if is_queued {
-                // One that has gone is told by the attempt.
-                let image = self.holds.take(&self.runner.images, &job.spec.image)?;
-                self.live.enter(job.id, (State::Queued, job.attempt), image);
+                let held = self.hold_what_is_left(&job.spec)?;
+                self.live.enter(job.id, (State::Queued, job.attempt), held);
                 let (priority, demand) = (job.spec.priority, job.spec.demand());
                 self.scheduler().requeue(job.id, priority, demand);
             }
@@ -62,6 +65,16 @@ impl Inner {
             self.runner.files.remove_spool(id, attempt)?;
         }
         Ok(())
+    }
+
+    /// Holds what a job needs. What has gone is told by the attempt.
+    fn hold_what_is_left(&self, spec: &JobSpec) -> Result<Held, RecoverError> {
+        let image = self.holds.take(&self.runner.images, &spec.image)?;
+        let mut held = Held { image, volumes: Vec::new() };
+        for name in spec.volume_names() {
+            held.volumes.extend(self.holds.take_volume(&self.runner.volumes.store, name)?);
+        }
+        Ok(held)
     }
 
     /// Ends the attempt that was left alone, by its outcome if there is one. True if the job waits

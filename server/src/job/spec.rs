@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 
 use lazaret_sandbox::image::{Digest, ImageName};
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When, WhenAlone,
+    Access, ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User,
+    VolumeMount, When, WhenAlone,
 };
+use lazaret_sandbox::volume::VolumeName;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -26,8 +29,14 @@ pub struct JobSpec {
     pub workdir: String,
     /// What is run, in order; never empty.
     pub steps: Vec<JobStep>,
-    /// Bound of all storage.
+    /// What it is shown beside its image.
+    #[serde(default)]
+    pub volumes: Vec<JobVolume>,
+    /// Bound of all storage but the volumes.
     pub disk_bytes: NonZeroU64,
+    /// What it may read from, and write to, the disk of a volume in a second.
+    #[serde(default = "any_rate")]
+    pub io_bytes_per_s: NonZeroU64,
     /// Bound of the whole job's time.
     pub job_wall_ms: NonZeroU64,
     /// What output beyond a step's `output_bytes` means.
@@ -48,6 +57,32 @@ pub struct JobImage {
     pub name: String,
     /// What the name stood for: a later image of that name is not for this job.
     pub digest: Digest,
+}
+
+/// A directory that a job is shown beside its image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobVolume {
+    /// What it is shown.
+    pub source: VolumeSource,
+    /// Where: absolute, and not below that of another.
+    pub path: String,
+    /// What the job may do with it.
+    pub access: Access,
+}
+
+/// What a job is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeSource {
+    /// The volume of this name.
+    Name(VolumeName),
+    /// A directory of the host that the configuration allowed.
+    HostPath(PathBuf),
+}
+
+/// The rate of jobs that were stored before there was one: they have no volumes.
+const fn any_rate() -> NonZeroU64 {
+    NonZeroU64::MAX
 }
 
 /// One command of a job.
@@ -112,9 +147,22 @@ impl JobSpec {
         }
     }
 
-    /// The container that runs this job in `rootfs`.
+    /// The names of its volumes.
+    pub fn volume_names(&self) -> impl Iterator<Item = &VolumeName> {
+        self.volumes.iter().filter_map(|volume| match &volume.source {
+            VolumeSource::Name(name) => Some(name),
+            VolumeSource::HostPath(_) => None,
+        })
+    }
+
+    /// The container that runs this job in `rootfs`, with `volumes`.
     #[must_use]
-    pub fn container(&self, label: String, rootfs: Rootfs, inputs: Inputs) -> ContainerSpec {
+    pub fn container(
+        &self,
+        label: String,
+        (rootfs, volumes): (Rootfs, Vec<VolumeMount>),
+        inputs: Inputs,
+    ) -> ContainerSpec {
         let mut stdin = inputs.stdin.into_iter();
         let steps = self.steps.iter().map(|step| StepSpec {
             name: step.name.clone(),
@@ -134,7 +182,9 @@ impl JobSpec {
             workdir: self.workdir.clone(),
             steps: steps.collect(),
             files: inputs.files,
+            volumes,
             disk_bytes: self.disk_bytes,
+            io_bytes_per_s: self.io_bytes_per_s,
             job_wall_ms: self.job_wall_ms,
             when_alone: WhenAlone::GoesOn,
         }
@@ -184,7 +234,9 @@ pub(crate) fn sample() -> JobSpec {
             when: When::Success,
             allow_failure: false,
         }],
+        volumes: Vec::new(),
         disk_bytes: number(1 << 20),
+        io_bytes_per_s: number(1 << 20),
         job_wall_ms: number(1000),
         output_overflow: OutputOverflow::Kill,
         labels: BTreeMap::new(),

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::follow::{CHUNK_QUEUE, Extent, Source, Wanted, tell};
 use super::frame::{Format, StreamName};
 use super::*;
+use crate::holds::Held;
 use crate::job::seq;
 use crate::job::spec::sample;
 use crate::job::{Inputs, JobEnd, State};
@@ -41,7 +42,7 @@ impl Stage {
         let store = crate::store::open(&path, &tracker, &stop).await.expect("opened");
         let files = LogFiles::open(dir.path()).expect("opened");
         let (id, live) = (JobId::generate(), Arc::new(Live::default()));
-        let job = live.enter(id, (State::Running, 1), None);
+        let job = live.enter(id, (State::Running, 1), Held::default());
         let (spec, inputs) = (Arc::new(sample()), Arc::new(Inputs::default()));
         let entry = Entry::Claimed;
         let new = NewJob { id, spec, inputs, created_at: now(), entry, idempotency: None };

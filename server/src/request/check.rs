@@ -11,10 +11,11 @@ use super::content::Content;
 use super::errors::Errors;
 use super::{
     Amount, FieldError, JobRequest, LimitsRequest, OverflowName, StepRequest, WhenName, commit,
-    environment, files, limits, paths,
+    environment, files, limits, paths, volumes,
 };
 use crate::config::{Capacity, LimitPolicy, RootUser};
 use crate::job::{Inputs, JobImage, JobSpec, JobStep};
+use crate::volumes::Volumes;
 
 /// Steps of one job.
 const MAX_STEPS: usize = 64;
@@ -46,6 +47,8 @@ pub struct Rules<'a> {
     pub default_image: &'a str,
     /// The images there are.
     pub images: &'a ImageStore,
+    /// The volumes there are, and what else a job can be shown.
+    pub volumes: &'a Volumes,
 }
 
 /// Why a request is no job.
@@ -57,6 +60,9 @@ pub enum CheckError {
     /// The image store could not be read.
     #[error(transparent)]
     Images(#[from] lazaret_sandbox::image::Error),
+    /// The volumes could not be read.
+    #[error(transparent)]
+    Volumes(#[from] lazaret_sandbox::volume::Error),
 }
 
 /// Makes a job of `request`. `errors` are what reading it has found already.
@@ -75,6 +81,10 @@ pub fn check(
     let disk =
         limits::amount("/limits/disk_bytes", asked.disk_bytes, policy.disk_bytes, &mut errors);
     let wall = limits::amount("/job_wall_ms", request.job_wall_ms, policy.job_wall_ms, &mut errors);
+    let rate = policy.io_bytes_per_s;
+    let rate = limits::amount("/limits/io_bytes_per_s", asked.io_bytes_per_s, rate, &mut errors);
+    let volumes =
+        volumes::check(request.volumes.take().unwrap_or_default(), rules.volumes, &mut errors)?;
     let workdir = workdir(request.workdir.take(), image.as_ref(), &mut errors);
     let user = user(request.user.take(), image.as_ref(), rules, &mut errors)?;
     let files = files::check(request.files.take().unwrap_or_default(), &mut errors);
@@ -98,7 +108,9 @@ pub fn check(
         user,
         workdir,
         steps,
+        volumes,
         disk_bytes: nonzero(disk),
+        io_bytes_per_s: nonzero(rate),
         job_wall_ms: nonzero(wall),
         output_overflow,
         labels,
@@ -308,9 +320,8 @@ impl JobPart<'_> {
         environment::check_size(&at, &command, &env, errors);
         let at = format!("{pointer}/workdir");
         let workdir = workdir.map(|path| errors.or_default(&at, paths::absolute(&path)));
-        if !pointer.is_empty() && limits.as_ref().is_some_and(|own| own.disk_bytes.is_some()) {
-            let at = format!("{pointer}/limits/disk_bytes");
-            errors.add(at, "storage is the whole job's: say it in the job's `limits`");
+        if let Some(own) = limits.as_ref().filter(|_| !pointer.is_empty()) {
+            refuse_limits_of_jobs(pointer, own, errors);
         }
         let limits = limits::merged(limits, self.limits);
         let limits =
@@ -325,6 +336,19 @@ impl JobPart<'_> {
         let allow_failure = step.allow_failure.unwrap_or(false);
         let step = JobStep { name, command, env, workdir, limits, when, allow_failure };
         (step, ByteBuf::from(stdin))
+    }
+}
+
+/// Refuses what one of several steps cannot have for itself.
+fn refuse_limits_of_jobs(pointer: &str, own: &LimitsRequest, errors: &mut Errors) {
+    for (name, given, what) in [
+        ("disk_bytes", own.disk_bytes, "storage is"),
+        ("io_bytes_per_s", own.io_bytes_per_s, "the disk of a volume is"),
+    ] {
+        if given.is_some() {
+            let detail = format!("{what} the whole job's: say it in the job's `limits`");
+            errors.add(format!("{pointer}/limits/{name}"), detail);
+        }
     }
 }
 

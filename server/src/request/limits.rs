@@ -122,5 +122,6 @@ pub(super) fn merged(step: Option<LimitsRequest>, job: &LimitsRequest) -> Limits
         output_bytes: step.output_bytes.or(job.output_bytes),
         disk_bytes: job.disk_bytes,
         open_files: step.open_files.or(job.open_files),
+        io_bytes_per_s: job.io_bytes_per_s,
     }
 }

@@ -12,6 +12,7 @@ mod object;
 mod paths;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,6 +21,7 @@ pub use check::{CheckError, Rules, check};
 pub use content::{Content, FileContent};
 pub use limits::{Amount, in_cpus};
 pub use members::Members;
+pub use volumes::{VolumeRequest, targets_apart, volume_target};
 
 /// One thing that is wrong with a body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -66,6 +68,10 @@ pub struct JobRequest {
     /// Who steps run as: name or id, and `:group`. Default: the image's user, else 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Directories that it is shown beside its image: volumes of the server, and what of its host
+    /// the configuration allows. At most 16.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe_list")]
+    pub volumes: Option<Vec<VolumeRequest>>,
     /// What each step may use.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "object::maybe")]
     pub limits: Option<LimitsRequest>,
@@ -164,6 +170,11 @@ pub struct LimitsRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u32>, minimum = 1)]
     pub open_files: Option<Amount>,
+    /// Bytes read from, and written to, the disk of a volume in a second; not of one of several
+    /// steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>, minimum = 1)]
+    pub io_bytes_per_s: Option<Amount>,
 }
 
 /// What output beyond `output_bytes` means.

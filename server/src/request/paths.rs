@@ -32,13 +32,21 @@ pub(super) fn file_path(path: &str) -> Result<String, String> {
 /// # Errors
 /// What is wrong with it.
 pub(super) fn workdir(path: &str) -> Result<String, String> {
+    own_place("`workdir`", path)
+}
+
+/// A directory, called `what`, that is not the root and not the container's own.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn own_place(what: &str, path: &str) -> Result<String, String> {
     let path = absolute(path)?;
     let first = path.split('/').nth(1).unwrap_or_default();
     if first.is_empty() {
-        return Err("`workdir` must not be `/`".into());
+        return Err(format!("{what} must not be `/`"));
     }
     if MOUNTED.contains(&first) {
-        return Err(format!("`workdir` must not be under `/{first}`"));
+        return Err(format!("{what} must not be under `/{first}`"));
     }
     Ok(path)
 }

@@ -2,16 +2,19 @@
 
 use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::spec::{MAX_ARGUMENT_LENGTH, MIN_DISK_BYTES, MIN_MEMORY_BYTES};
+use lazaret_sandbox::volume::VolumeStore;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::api::body;
 use crate::config::{Capacity, LimitPolicy, RootUser};
 use crate::job::{Inputs, JobSpec};
+use crate::volumes::Volumes;
 
 struct Desk {
     _dir: tempfile::TempDir,
     images: ImageStore,
+    volumes: Volumes,
     limits: LimitPolicy,
     capacity: Capacity,
     root_user: RootUser,
@@ -21,9 +24,11 @@ impl Desk {
     fn open() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let images = ImageStore::open(dir.path()).expect("opened");
+        let store = VolumeStore::open(&dir.path().join("volumes")).expect("opened");
+        let volumes = Volumes { store, binds: Vec::new() };
         let capacity = Capacity { cpu_millis: 64_000, memory_bytes: 64 << 30 };
         let limits = LimitPolicy::default();
-        Self { _dir: dir, images, limits, capacity, root_user: RootUser::Refused }
+        Self { _dir: dir, images, volumes, limits, capacity, root_user: RootUser::Refused }
     }
 
     fn check(&self, body: &Value) -> Result<(JobSpec, Inputs), Vec<FieldError>> {
@@ -38,10 +43,12 @@ impl Desk {
             root_user: self.root_user,
             default_image: "host",
             images: &self.images,
+            volumes: &self.volumes,
         };
         check(request, unknown, &rules).map_err(|error| match error {
             CheckError::Refused(errors) => errors,
             CheckError::Images(error) => panic!("the image store failed: {error}"),
+            CheckError::Volumes(error) => panic!("the volumes failed: {error}"),
         })
     }
 

@@ -1,5 +1,9 @@
 //! What other errors are to clients.
 
+use std::io::ErrorKind;
+
+use lazaret_sandbox::volume;
+
 use super::{Code, Problem};
 use crate::dispatch::{DeleteError, SubmitError};
 use crate::logs::LogError;
@@ -31,6 +35,7 @@ impl From<CheckError> for Problem {
         match error {
             CheckError::Refused(errors) => Self::invalid(errors),
             CheckError::Images(error) => error.into(),
+            CheckError::Volumes(error) => error.into(),
         }
     }
 }
@@ -73,6 +78,26 @@ fn code_of(error: &lazaret_sandbox::image::Error) -> Option<Code> {
     }
 }
 
+impl From<volume::Error> for Problem {
+    fn from(error: volume::Error) -> Self {
+        use volume::Error;
+        let code = match &error {
+            Error::NotFound(_) => Code::NotFound,
+            Error::Exists(_) | Error::InUse(_) => Code::Conflict,
+            Error::BadName(_) | Error::NoBound { .. } => Code::Invalid,
+            Error::Io(source) => {
+                tracing::error!(%error, "the volumes failed a request");
+                if source.kind() != ErrorKind::StorageFull {
+                    return Self::internal();
+                }
+                let detail = "the disk is full: no volume can be made until there is room";
+                return Self::new(Code::Unavailable, detail).with_retry_after();
+            }
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
 impl From<LogError> for Problem {
     fn from(error: LogError) -> Self {
         tracing::error!(%error, "a log could not be read");
@@ -110,7 +135,12 @@ impl From<SubmitError> for Problem {
                 let (pointer, detail) = ("/image".to_owned(), error.to_string());
                 Self::invalid(vec![FieldError { pointer, detail }])
             }
+            SubmitError::VolumeGone(_) => {
+                let (pointer, detail) = ("/volumes".to_owned(), error.to_string());
+                Self::invalid(vec![FieldError { pointer, detail }])
+            }
             SubmitError::Images(error) => error.into(),
+            SubmitError::Volumes(error) => error.into(),
             SubmitError::Store(error) => error.into(),
         }
     }

@@ -20,7 +20,7 @@ const CGROUP2: &str = "/sys/fs/cgroup";
 /// A finding for each controller.
 pub(super) fn look() -> Vec<Finding> {
     match version() {
-        Version::V2 => NEEDED.iter().map(|(name, _, limit)| try_v2(name, *limit)).collect(),
+        Version::V2 => NEEDED.iter().map(|(name, _, limit)| try_v2(name, Some(*limit))).collect(),
         Version::V1 => {
             let mut findings: Vec<_> =
                 NEEDED.iter().map(|(name, limit, _)| try_v1(name, Some(*limit))).collect();
@@ -34,12 +34,27 @@ pub(super) fn look() -> Vec<Finding> {
 pub(super) fn cpuset() -> Finding {
     let finding = match version() {
         Version::V1 => try_v1("cpuset", None),
-        Version::V2 => try_v2("cpuset", ["cpuset.cpus", "0"]),
+        Version::V2 => try_v2("cpuset", Some(["cpuset.cpus", "0"])),
     };
+    unless_found(finding, "`cpuset` in the configuration is refused")
+}
+
+/// Whether what jobs do to the disks of volumes can be throttled. Those without volumes do nothing
+/// to any.
+pub(super) fn io() -> Finding {
+    let finding = match version() {
+        Version::V1 => try_v1("blkio", None),
+        Version::V2 => try_v2("io", None),
+    };
+    unless_found(finding, "`io_bytes_per_s` holds nobody back")
+}
+
+/// What is missing is worth knowing only, and means this.
+fn unless_found(finding: Finding, meaning: &str) -> Finding {
     match finding.status {
         Status::Ok | Status::Note => finding,
         Status::Missing => {
-            let found = format!("{}: `cpuset` in the configuration is refused", finding.found);
+            let found = format!("{}: {meaning}", finding.found);
             Finding { status: Status::Note, found, ..finding }
         }
     }
@@ -96,7 +111,7 @@ fn try_v1(controller: &str, limit: Option<[&str; 2]>) -> Finding {
     finding(name, try_child(&mount, limit))
 }
 
-fn try_v2(controller: &str, limit: [&str; 2]) -> Finding {
+fn try_v2(controller: &str, limit: Option<[&str; 2]>) -> Finding {
     let name = format!("cgroup v2 {controller}");
     let root = Path::new(CGROUP2);
     let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
@@ -104,7 +119,7 @@ fn try_v2(controller: &str, limit: [&str; 2]) -> Finding {
         return Finding::missing(name, "the kernel does not offer it", "boot with it enabled");
     }
     let enabled = fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"));
-    finding(name, enabled.and_then(|()| try_child(root, Some(limit))))
+    finding(name, enabled.and_then(|()| try_child(root, limit)))
 }
 
 fn finding(name: String, tried: io::Result<()>) -> Finding {

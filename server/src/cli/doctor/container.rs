@@ -188,8 +188,10 @@ fn spec(store: &ImageStore, image: &Image, command: &[&str]) -> io::Result<Conta
         user: User { uid: 1000, gid: 1000, groups: Vec::new() },
         workdir: "/workspace".into(),
         files: Vec::new(),
+        volumes: Vec::new(),
         steps: vec![step],
         disk_bytes: number(16 << 20)?,
+        io_bytes_per_s: number(64 << 20)?,
         job_wall_ms: number(10_000)?,
         when_alone: WhenAlone::Ends,
     })

@@ -3,6 +3,7 @@
 mod cgroups;
 mod container;
 mod host;
+mod volumes;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -75,11 +76,13 @@ pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let mut findings = vec![host::privileges(), host::kernel()];
     findings.extend(cgroups::look());
     findings.push(cgroups::cpuset());
+    findings.push(cgroups::io());
     findings.push(cgroups::swap());
     findings.push(host::user_namespaces());
     findings.extend(container::look(zygote, &scratch.path));
     findings.push(host::core_pattern());
     findings.push(host::disk(&scratch.path));
+    findings.extend(volumes::look(&scratch.path));
     print(&findings, form)?;
     let is_fit = findings.iter().all(|finding| finding.status != Status::Missing);
     Ok(ExitCode::from(u8::from(!is_fit)))
