@@ -36,6 +36,9 @@ pub(super) fn mark(root: BorrowedFd<'_>, directories: &BTreeSet<EntryPath>) -> R
 impl ImageStore {
     /// The image with the layer that it needs for its directories, if it needs one.
     pub(super) fn complete(&self, mut new: NewImage) -> Result<NewImage> {
+        if new.layers.len() < 2 {
+            return Ok(new);
+        }
         let missing = || Error::NotFound { name: new.name.to_string() };
         let held = self.hold_layers(&new.layers, missing)?;
         let directories = corrections(held.layers())?;
