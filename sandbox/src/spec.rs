@@ -63,13 +63,23 @@ pub enum WhenAlone {
 /// The directories that an image is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rootfs {
-    /// Read-only overlay layers on the host, the topmost first.
-    pub layers: Vec<PathBuf>,
+    /// The directory on the host that has all layers.
+    pub directory: PathBuf,
+    /// What they are called there, the topmost first.
+    pub layers: Vec<String>,
     /// Whether the layers hold ids 0 to 65535 as an image has them, to be shifted into the
     /// container's range by id-mapped mounts. False for the built-in `host` image.
     pub is_id_mapped: bool,
     /// Host directories shown read-only over the merged tree (only the `host` image has any).
     pub binds: Vec<Bind>,
+}
+
+impl Rootfs {
+    /// Where the layers are on the host, the topmost first.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.layers.iter().map(|layer| self.directory.join(layer)).collect()
+    }
 }
 
 /// A host directory or file shown read-only inside the container.

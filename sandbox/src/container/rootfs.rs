@@ -8,7 +8,7 @@
 //! ├─ proc, dev       where /proc and /dev are furnished, and wait for the root
 //! ├─ init            topmost read-only layer: mount points, /etc/hosts and its like
 //! ├─ empty           what /proc is masked with
-//! ├─ lower/0, 1, …   the image's layers, id-mapped, the topmost first
+//! ├─ lower           the directory with all layers, id-mapped: those of the image are in it
 //! └─ merged          the overlay; becomes /
 //! ```
 //!
@@ -129,8 +129,8 @@ impl Storage {
         furniture: &Furniture,
     ) -> io::Result<()> {
         let id_map = rootfs.is_id_mapped.then_some(user_namespace);
-        let lower = self.attach_layers(rootfs, id_map)?;
-        let merged = self.mount_overlay(&lower)?;
+        self.enter_layers(rootfs, id_map)?;
+        let merged = self.mount_overlay(&rootfs.layers)?;
         for bind in &rootfs.binds {
             let target = place(merged.as_fd(), &bind.target)?;
             bind_read_only((rustix::fs::CWD, &bind.source), target.as_fd())
@@ -144,37 +144,45 @@ impl Storage {
         change_root(merged.as_fd())
     }
 
-    /// Attaches the image's layers and answers with overlay's list of lower directories, relative
-    /// to the storage: short, and without a path of the host.
-    fn attach_layers(&self, rootfs: &Rootfs, id_map: Option<BorrowedFd<'_>>) -> io::Result<String> {
+    /// Attaches the directory with the image's layers, one mount for all of them, and makes it the
+    /// working directory: so the overlay's options name each layer shortly, and no path of the host.
+    fn enter_layers(&self, rootfs: &Rootfs, id_map: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let lower = place(self.root.as_fd(), Path::new("lower"))?;
-        let mut list = String::from("init");
-        for (number, layer) in rootfs.layers.iter().enumerate() {
-            let tree = clone_tree(layer)?;
-            set_attributes(tree.as_fd(), PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY, id_map)
-                .context(|| format!("could not id-map the layer `{}`", layer.display()))?;
-            let name = number.to_string();
-            make_directory(lower.as_fd(), &name, 0o755, 0)?;
-            attach(tree.as_fd(), open_directory(lower.as_fd(), &name)?.as_fd())?;
-            list.push_str(&format!(":lower/{number}"));
-        }
-        Ok(list)
+        let tree = clone_tree(&rootfs.directory)?;
+        set_attributes(tree.as_fd(), PLAIN | MountAttrFlags::MOUNT_ATTR_RDONLY, id_map)
+            .context(|| format!("could not id-map `{}`", rootfs.directory.display()))?;
+        attach(tree.as_fd(), lower.as_fd())?;
+        Ok(rustix::process::fchdir(tree)?)
     }
 
     /// Mounts by mount(2), which takes options of a page: those of fsconfig(2) have 255 bytes each,
-    /// too few for thirty layers, and one layer at a time (`lowerdir+`) is new in Linux 6.7.
-    fn mount_overlay(&self, lower: &str) -> io::Result<OwnedFd> {
-        // The options name directories relative to this one.
-        rustix::process::fchdir(self.root.as_fd())?;
+    /// too few for eight layers, and one layer at a time (`lowerdir+`) is new in Linux 6.7.
+    fn mount_overlay(&self, layers: &[String]) -> io::Result<OwnedFd> {
+        if let Some(layer) = layers.iter().find(|layer| !is_name(layer)) {
+            return Err(io::Error::other(format!("`{layer}` is not the name of a layer")));
+        }
+        let lower = std::iter::once("../init").chain(layers.iter().map(String::as_str));
+        let lower = lower.collect::<Vec<_>>().join(":");
         let options = format!(
-            "lowerdir={lower},upperdir={UPPER},workdir=work,\
+            "lowerdir={lower},upperdir=../{UPPER},workdir=../work,\
              xino=off,index=off,metacopy=off,redirect_dir=nofollow"
         );
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("overlay", MERGED, "overlay", flags, CString::new(options)?.as_c_str())
-            .context(|| "could not mount the layers over each other".into())?;
+        mount(
+            "overlay",
+            format!("../{MERGED}"),
+            "overlay",
+            flags,
+            CString::new(options)?.as_c_str(),
+        )
+        .context(|| "could not mount the layers over each other".into())?;
         open_directory(self.root.as_fd(), MERGED)
     }
+}
+
+/// Whether overlay's list of layers can have it: nothing in it means anything else there.
+fn is_name(layer: &str) -> bool {
+    !layer.is_empty() && layer.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// pivot_root(2) with the old root stacked on the new one, so that no directory is needed for it.

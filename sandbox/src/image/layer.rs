@@ -152,8 +152,11 @@ impl LayerWriter {
 
 impl Entries for LayerWriter {
     fn directory(&mut self, path: &EntryPath, attributes: &Attributes) -> Result<()> {
-        self.count_entry()?;
+        let entries = self.entries;
         let directory = self.open_or_make(path)?;
+        if self.entries == entries {
+            self.count_entry()?;
+        }
         set_attributes(&directory, attributes).map_err(|error| at(path, error))?;
         self.directory_times.push((path.clone(), attributes.modified_at));
         self.implied.remove(path);

@@ -151,7 +151,7 @@ impl ImageStore {
         }
         let image = self.complete(new)?.into_image(Some(now))?;
         let _lock = self.lock()?;
-        for path in self.rootfs(&image).layers {
+        for path in self.rootfs(&image).paths() {
             if !path.is_dir() {
                 return Err(Error::NotFound { name: image.name.to_string() });
             }
@@ -232,9 +232,10 @@ impl ImageStore {
     /// The directories that these layers, the topmost first, are.
     #[must_use]
     pub fn rootfs_of(&self, layers: &[Layer]) -> Rootfs {
-        let directories = layers.iter().map(|layer| layer.digest.directory());
+        let names = layers.iter().map(|layer| layer.digest.directory());
         Rootfs {
-            layers: directories.map(|directory| self.layers().join(directory)).collect(),
+            directory: self.layers(),
+            layers: names.collect(),
             is_id_mapped: true,
             binds: Vec::new(),
         }
@@ -253,7 +254,7 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::resolve_user`].
     pub fn resolve_user_of(&self, layers: &[Layer], text: &str) -> Result<User> {
-        users::resolve(&self.rootfs_of(layers).layers, text)
+        users::resolve(&self.rootfs_of(layers).paths(), text)
     }
 
     pub(super) fn layers(&self) -> PathBuf {

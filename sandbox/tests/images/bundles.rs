@@ -101,7 +101,7 @@ fn layout() -> Files {
 
 /// Sees that the image is of the two layers, the topmost first.
 fn check(place: &Place, image: &Image) {
-    let roots = place.store.rootfs(image).layers;
+    let roots = place.store.rootfs(image).paths();
     let names = ["top", "base"];
     assert_eq!(roots.len(), names.len());
     for (root, name) in roots.iter().zip(names) {

@@ -45,7 +45,7 @@ impl Place {
     }
 
     fn root_of(&self, image: &Image) -> PathBuf {
-        self.store.rootfs(image).layers[0].clone()
+        self.store.rootfs(image).paths()[0].clone()
     }
 
     fn layer_directories(&self) -> usize {
@@ -304,11 +304,11 @@ fn the_built_in_image_is_always_there() {
     let rootfs = place.store.rootfs(&image);
     assert!(!rootfs.is_id_mapped);
     for bind in &rootfs.binds {
-        let target = fs::symlink_metadata(rootfs.layers[0].join(&bind.target)).expect("there");
+        let target = fs::symlink_metadata(rootfs.paths()[0].join(&bind.target)).expect("there");
         assert_eq!(target.is_dir(), bind.source.is_dir(), "{bind:?}");
     }
     for absent in ["etc/shadow", "etc/ssh", "etc/ssl/private", "srv", "home/user"] {
-        assert!(!rootfs.layers[0].join(absent).exists(), "{absent}");
+        assert!(!rootfs.paths()[0].join(absent).exists(), "{absent}");
     }
     let user = place.store.resolve_user(&image, "lazaret").expect("found");
     assert_eq!((user.uid, user.gid), (1000, 1000));

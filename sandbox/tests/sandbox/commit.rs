@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 
 use lazaret_sandbox::image::{Bounds, Error};
 use lazaret_sandbox::outcome::Verdict;
@@ -36,7 +35,7 @@ fn an_image_is_made_of_what_was_written_and_runs(sandbox: &Sandbox) {
     let again = sandbox.images().commit_layer(&upper, Bounds::default()).expect("the same");
     assert_eq!(again, image.layers[0]);
     // In the layer the owners are those of the image, not of the container on this host.
-    let layer = &sandbox.rootfs("committed").layers[0];
+    let layer = &sandbox.rootfs("committed").paths()[0];
     let owned = fs::metadata(layer.join("data/owned")).expect("there");
     assert_eq!((owned.uid(), owned.gid()), (1234, 65_000));
     assert_eq!(fs::metadata(layer.join("made")).expect("there").uid(), 0);
@@ -79,21 +78,23 @@ fn what_others_left_of_much_is_gone_before_it_is_read(sandbox: &Sandbox) {
     assert!(layer.size_bytes > 32 << 20, "{layer:?}");
 }
 
-/// One layer more than fit the options of fsconfig(2), and as many as there may be.
+/// More layers than fit the options of fsconfig(2), and as many as there may be.
 fn images_of_many_layers_run(sandbox: &Sandbox) {
     let base = spec(sandbox, "lowest", |_| (), "cat /top");
-    for number in [29_usize, 126] {
+    let name = |number: usize| format!("{number:030}");
+    let mut held = Vec::new();
+    for number in 0..126 {
+        let directory = base.rootfs.directory.join(name(number));
+        fs::create_dir(&directory).expect("made");
+        // Who cleans the store leaves what somebody needs.
+        let lock = fs::File::open(&directory).expect("opened");
+        lock.lock_shared().expect("locked");
+        held.push(lock);
+        fs::write(directory.join("top"), format!("{number}\n")).expect("written");
+    }
+    for number in [8, 29, 126] {
         let mut many = base.clone();
-        let place = tempfile::tempdir_in(sandbox.directory()).expect("a directory");
-        let layers: Vec<PathBuf> = (0..number)
-            .map(|layer| {
-                let directory = place.path().join(layer.to_string());
-                fs::create_dir(&directory).expect("made");
-                fs::write(directory.join("top"), format!("{layer}\n")).expect("written");
-                directory
-            })
-            .collect();
-        many.rootfs.layers.splice(0..0, layers.into_iter().rev());
+        many.rootfs.layers.splice(0..0, (0..number).rev().map(name));
         assert_eq!(sandbox.stdout_of(many), format!("{}\n", number - 1));
     }
 }

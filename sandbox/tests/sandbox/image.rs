@@ -91,7 +91,7 @@ fn layers_are_never_written(sandbox: &Sandbox) {
     let script = "echo changed > /data/owned; rm /bin/cat; mkdir /new; echo $?";
     let mut spec = spec(sandbox, "kept", |_| (), script);
     spec.user = User { uid: 0, gid: 0, groups: Vec::new() };
-    let layer = spec.rootfs.layers[0].clone();
+    let layer = spec.rootfs.paths()[0].clone();
     let ran = sandbox.run(spec);
     assert_ne!(ran.outcome.verdict, Verdict::Fault, "{:?}", ran.outcome);
     assert_eq!(fs::read_to_string(layer.join("data/owned")).expect("readable"), "x");

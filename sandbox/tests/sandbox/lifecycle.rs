@@ -114,7 +114,7 @@ fn a_container_for_its_caller_alone_ends_with_it(sandbox: &Sandbox) {
 
 fn a_spec_that_cannot_be_is_a_fault_that_says_why(sandbox: &Sandbox) {
     let mut spec = sandbox.command(&["/bin/true"]);
-    spec.rootfs.layers = vec!["/nowhere".into()];
+    spec.rootfs.directory = "/nowhere".into();
     let ran = sandbox.run(spec);
     assert_eq!(ran.outcome.verdict, Verdict::Fault);
     let detail = ran.outcome.detail.expect("a detail");
