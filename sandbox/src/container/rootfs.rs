@@ -145,7 +145,8 @@ impl Storage {
     }
 
     /// Attaches the directory with the image's layers, one mount for all of them, and makes it the
-    /// working directory: so the overlay's options name each layer shortly, and no path of the host.
+    /// working directory: so the overlay's options name each layer shortly, and no path of the
+    /// host.
     fn enter_layers(&self, rootfs: &Rootfs, id_map: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let lower = place(self.root.as_fd(), Path::new("lower"))?;
         let tree = clone_tree(&rootfs.directory)?;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::layer::Bounds;
 use super::oci::MAX_LAYERS;
 use super::walk::{Owners, walk};
-use super::{Error, Image, ImageName, ImageStore, Layer, NewImage, Result};
+use super::{Error, HeldLayer, Image, ImageName, ImageStore, NewImage, Result};
 
 /// The writable layer of a container whose processes have ended. It goes when this is dropped.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl ImageStore {
         now: Timestamp,
     ) -> Result<Image> {
         self.can_build_on(base)?;
-        let layer = self.commit_layer(upper, Bounds::default())?;
+        let HeldLayer { layer, hold: _hold } = self.commit_layer(upper, Bounds::default())?;
         let layers = layer.on(&base.layers);
         let (digest, aliases) = (None, Vec::new());
         let (platform, config) = (Some(base.platform.parse()?), base.config.clone());
@@ -46,7 +46,7 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`Error::BadArchive`] and [`Error::TooLarge`] for what was written.
-    pub fn commit_layer(&self, upper: &Upper, bounds: Bounds) -> Result<Layer> {
+    pub fn commit_layer(&self, upper: &Upper, bounds: Bounds) -> Result<HeldLayer> {
         self.make_layer(bounds, |layer| {
             walk(upper.0.as_fd(), Owners::Container, layer)?;
             Ok(None)

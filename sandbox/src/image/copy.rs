@@ -10,7 +10,7 @@ use super::entry::{Attributes, Entries, EntryPath, Node, bad, unreadable};
 use super::files::{FileTree, Kind, Place};
 use super::layer::{Bounds, LayerWriter};
 use super::walk::{Chooser, Owners, walk_chosen};
-use super::{Digest, ImageStore, Layer, Result};
+use super::{Digest, HeldLayer, ImageStore, Layer, Result};
 
 /// Bytes of a file that are read at one time.
 const READ_BYTES: usize = 64 << 10;
@@ -61,7 +61,7 @@ impl ImageStore {
     /// # Errors
     /// [`super::Error::BadArchive`] where a file and a directory meet, or a file cannot be in an
     /// image; [`super::Error::TooLarge`].
-    pub fn copy(&self, base: &[Layer], copy: &Copy<'_>, bounds: Bounds) -> Result<Layer> {
+    pub fn copy(&self, base: &[Layer], copy: &Copy<'_>, bounds: Bounds) -> Result<HeldLayer> {
         let below = self.files(base)?;
         self.make_layer(bounds, |layer| {
             let destination = below.place(&copy.destination)?;
@@ -86,7 +86,7 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`super::Error::BadArchive`] if a file is there.
-    pub fn with_directory(&self, base: &[Layer], path: &[u8]) -> Result<Option<Layer>> {
+    pub fn with_directory(&self, base: &[Layer], path: &[u8]) -> Result<Option<HeldLayer>> {
         let below = self.files(base)?;
         let place = below.place(path)?;
         match place.kind {

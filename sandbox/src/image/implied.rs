@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::entry::{Attributes, Entries as _, EntryPath};
 use super::layer::{Bounds, OPAQUE};
+use super::uses::{HeldLayer, Hold};
 use super::{Digest, Doing as _, Error, ImageStore, NewImage, Result, tree, walk};
 
 /// Marks these directories, and the root of a layer that has any. An overlay neither shows nor
@@ -34,24 +35,27 @@ pub(super) fn mark(root: BorrowedFd<'_>, directories: &BTreeSet<EntryPath>) -> R
 }
 
 impl ImageStore {
-    /// The image with the layer that it needs for its directories, if it needs one.
-    pub(super) fn complete(&self, mut new: NewImage) -> Result<NewImage> {
-        if new.layers.len() < 2 {
-            return Ok(new);
-        }
+    /// The image with the layer that it needs for its directories, if it needs one. All layers are
+    /// there for as long as the holds are.
+    pub(super) fn complete(&self, mut new: NewImage) -> Result<(NewImage, Vec<Hold>)> {
         let missing = || Error::NotFound { name: new.name.to_string() };
         let held = self.hold_layers(&new.layers, missing)?;
-        let directories = corrections(held.layers())?;
-        if !directories.is_empty() {
-            let layer = self.make_layer(Bounds::default(), |layer| {
-                for (path, attributes) in &directories {
-                    layer.directory(path, attributes)?;
-                }
-                Ok(Some(digest(&directories)))
-            })?;
-            new.layers.insert(0, layer);
+        if new.layers.len() < 2 {
+            return Ok((new, vec![held]));
         }
-        Ok(new)
+        let directories = corrections(held.layers())?;
+        if directories.is_empty() {
+            return Ok((new, vec![held]));
+        }
+        let made = self.make_layer(Bounds::default(), |layer| {
+            for (path, attributes) in &directories {
+                layer.directory(path, attributes)?;
+            }
+            Ok(Some(digest(&directories)))
+        });
+        let HeldLayer { layer, hold } = made?;
+        new.layers.insert(0, layer);
+        Ok((new, vec![held, hold]))
     }
 }
 

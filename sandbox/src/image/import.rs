@@ -14,7 +14,8 @@ use super::oci::Platform;
 use super::store::own_name;
 use super::walk::{Owners, walk};
 use super::{
-    Doing as _, Error, Image, ImageConfig, ImageName, ImageStore, NewImage, Result, archive,
+    Doing as _, Error, HeldLayer, Image, ImageConfig, ImageName, ImageStore, NewImage, Result,
+    archive,
 };
 
 /// What an import is held to.
@@ -67,10 +68,11 @@ impl ImageStore {
         if let Some(bundle) = Bundle::of_directory(directory)? {
             return self.import_bundle(&bundle, name, (now, options));
         }
-        let layer = self.make_layer(options.bounds, |layer| {
+        let made = self.make_layer(options.bounds, |layer| {
             walk(file.as_fd(), Owners::Image, layer)?;
             Ok(None)
-        })?;
+        });
+        let HeldLayer { layer, hold: _hold } = made?;
         self.add(NewImage::of_layer(name, layer, ImageConfig::default()), now)
     }
 
@@ -101,7 +103,8 @@ impl ImageStore {
         let first = archive::first_name(opened).doing(doing)?.ok_or(Error::NoArchive)?;
         file.rewind().doing(doing)?;
         if !bundle::is_bundle(&first) {
-            let layer = self.unpack(file, None, options.bounds)?;
+            let unpacked = self.unpack(file, None, options.bounds)?;
+            let HeldLayer { layer, hold: _hold } = unpacked;
             return self.add(NewImage::of_layer(name, layer, ImageConfig::default()), now);
         }
         if archive::is_compressed(&file).doing(doing)? {
@@ -121,9 +124,10 @@ impl ImageStore {
             bundle.describe(&options.platform)?;
         let mut bounds = options.bounds;
         let mut unpacked = Vec::new();
+        let mut holds = Vec::new();
         for (diff_id, path) in layers {
-            let layer = match self.layer(&diff_id)? {
-                Some(layer) => layer,
+            let HeldLayer { layer, hold } = match self.held_layer(&diff_id)? {
+                Some(known) => known,
                 None => {
                     let of_layer =
                         |error| Error::InLayer { layer: diff_id, error: Box::new(error) };
@@ -136,6 +140,7 @@ impl ImageStore {
             let left = bounds.unpacked_bytes.checked_sub(layer.size_bytes);
             bounds.unpacked_bytes = left.ok_or_else(|| too_large(options.bounds))?;
             unpacked = layer.on(&unpacked);
+            holds.push(hold);
         }
         let platform = Some(configuration.platform);
         let (digest, config) = (Some(digest), configuration.config);

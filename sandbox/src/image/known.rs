@@ -4,18 +4,32 @@
 use rustix::fs::{FlockOperation, flock};
 
 use super::outgoing::PackedLayer;
-use super::uses::Hold;
+use super::uses::{HeldLayer, Hold};
 use super::{Digest, Doing as _, Error, ImageStore, Layer, Result, tree};
 
 impl ImageStore {
+    /// The layer with this digest, if it was unpacked before, kept from being removed.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn held_layer(&self, digest: &Digest) -> Result<Option<HeldLayer>> {
+        let Some(layer) = self.layer(digest)? else { return Ok(None) };
+        let gone = || Error::NotFound { name: digest.to_string() };
+        match self.hold_layers(&[layer], gone) {
+            Ok(hold) => Ok(Some(HeldLayer { layer, hold })),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The layer that a step of a build has made before, if it is still there.
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub fn built(&self, step: &Digest) -> Result<Option<Layer>> {
+    pub fn built(&self, step: &Digest) -> Result<Option<HeldLayer>> {
         let index = self.read_index()?;
         let made = index.built.iter().rev().find(|(key, _)| key == step);
-        made.map_or(Ok(None), |(_, layer)| self.layer(layer))
+        made.map_or(Ok(None), |(_, layer)| self.held_layer(layer))
     }
 
     /// Remembers the layer that a step of a build has made, for as long as it is there.

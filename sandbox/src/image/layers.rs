@@ -56,15 +56,18 @@ impl Unfinished {
         tree::open_directory(&path).doing(|| format!("could not open `{}`", path.display()))
     }
 
-    /// Gives the layer its name, unless it has been unpacked before. The store's lock is held.
-    pub(super) fn publish(self, digest: &Digest) -> Result<()> {
+    /// Gives the layer its name, unless it has been unpacked before. Answers with a lock that keeps
+    /// it. The store's lock is held.
+    pub(super) fn publish(self, digest: &Digest) -> Result<OwnedFd> {
         let doing = || format!("could not name the layer `{digest}`");
         let path = self.layers.join(digest.directory());
-        if path.is_dir() {
-            return Ok(());
+        if !path.is_dir() {
+            fs::rename(self.layers.join(&self.name), &path).doing(doing)?;
+            tree::sync_directory(&self.layers).doing(doing)?;
         }
-        fs::rename(self.layers.join(&self.name), path).doing(doing)?;
-        tree::sync_directory(&self.layers).doing(doing)
+        let layer = tree::open_directory(&path).doing(doing)?;
+        flock(&layer, FlockOperation::LockShared).doing(doing)?;
+        Ok(layer)
     }
 }
 
@@ -86,6 +89,15 @@ pub(super) fn clean(layers: &Path, is_kept: impl Fn(&[u8]) -> bool) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Whether someone has locked a layer. One that is not there, nobody has.
+pub(super) fn is_held(path: &Path) -> Result<bool> {
+    match tree::lock_if_free(path) {
+        Ok(lock) => Ok(lock.is_none()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).doing(|| format!("could not lock `{}`", path.display())),
+    }
 }
 
 /// Removes a layer, or what a killed process left, unless someone has locked it.

@@ -58,7 +58,7 @@ pub use new_image::NewImage;
 pub use outgoing::{Documents, MANIFEST, PackedLayer};
 pub use reference::{ImageName, MAX_NAME_LENGTH};
 pub use store::{ImageStore, Pruned};
-pub use uses::Hold;
+pub use uses::{HeldLayer, Hold};
 pub use walk::{Choice, Chooser};
 
 /// The result of everything about images that can fail.

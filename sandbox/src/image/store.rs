@@ -19,7 +19,7 @@ use super::layers::{self, Unfinished};
 use super::new_image::NewImage;
 use super::pack::pack;
 use super::unpack;
-use super::uses::{Hold, Uses};
+use super::uses::{HeldLayer, Hold, Uses};
 use super::{Digest, Doing as _, Error, Image, ImageName, Layer, Result, archive, users};
 use crate::spec::{Rootfs, User};
 
@@ -117,8 +117,9 @@ impl ImageStore {
         Ok(layer.filter(|layer| self.layers().join(layer.digest.directory()).is_dir()))
     }
 
-    /// Unpacks a layer from `stream`, an archive that may be compressed with gzip or zstd. It is
-    /// there until [`ImageStore::prune`], or longer if an image is made of it before.
+    /// Unpacks a layer from `stream`, an archive that may be compressed with gzip or zstd. Once
+    /// nobody holds it, it is there until [`ImageStore::prune`], or longer if an image is made of
+    /// it before.
     ///
     /// # Errors
     /// [`Error::NoArchive`], [`Error::BadArchive`] and [`Error::TooLarge`] for what is in the
@@ -128,7 +129,7 @@ impl ImageStore {
         stream: impl Read + 'static,
         expected: Option<Digest>,
         bounds: Bounds,
-    ) -> Result<Layer> {
+    ) -> Result<HeldLayer> {
         self.make_layer(bounds, |layer| {
             let archive = archive::open(stream).doing(|| "could not read the archive".into())?;
             let found = unpack::unpack(archive, layer, bounds)?;
@@ -149,13 +150,9 @@ impl ImageStore {
         if new.name.as_str() == HOST_IMAGE {
             return Err(reserved(HOST_IMAGE));
         }
-        let image = self.complete(new)?.into_image(Some(now))?;
+        let (new, _holds) = self.complete(new)?;
+        let image = new.into_image(Some(now))?;
         let _lock = self.lock()?;
-        for path in self.rootfs(&image).paths() {
-            if !path.is_dir() {
-                return Err(Error::NotFound { name: image.name.to_string() });
-            }
-        }
         let mut index = self.read_index()?;
         let replaced = index.insert(image.clone());
         index.replaced.extend(replaced);
@@ -277,7 +274,7 @@ impl ImageStore {
         &self,
         bounds: Bounds,
         write: impl FnOnce(&mut LayerWriter) -> Result<Option<Digest>>,
-    ) -> Result<Layer> {
+    ) -> Result<HeldLayer> {
         let unfinished = self.new_layer()?;
         let mut layer = LayerWriter::new(unfinished.open()?, bounds);
         let digest = write(&mut layer)?;
@@ -286,13 +283,13 @@ impl ImageStore {
         let digest = digest.map_or_else(packed, Ok)?;
         let layer = Layer { digest, size_bytes };
         let _lock = self.lock()?;
-        unfinished.publish(&digest)?;
+        let hold = Hold::new(None, vec![unfinished.publish(&digest)?]);
         let mut index = self.read_index()?;
         if !index.layers.contains(&layer) {
             index.layers.push(layer);
             index.write(&self.directory)?;
         }
-        Ok(layer)
+        Ok(HeldLayer { layer, hold })
     }
 
     fn new_layer(&self) -> Result<Unfinished> {
@@ -310,7 +307,7 @@ impl ImageStore {
         self.skeleton.write(&mut layer)?;
         layer.finish()?;
         let _lock = self.lock()?;
-        unfinished.publish(&digest)
+        unfinished.publish(&digest).map(drop)
     }
 
     pub(super) fn read_index(&self) -> Result<Index> {
@@ -339,9 +336,12 @@ impl ImageStore {
                 forgotten.iter().flat_map(|image| &image.layers).any(|one| one.digest == *layer)
             }
         };
-        let layers = std::mem::take(&mut index.layers).into_iter();
-        index.layers =
-            layers.filter(|one| index.needs(&one.digest) || !goes(&one.digest)).collect();
+        for layer in std::mem::take(&mut index.layers) {
+            let is_kept = index.needs(&layer.digest) || !goes(&layer.digest);
+            if is_kept || layers::is_held(&self.layers().join(layer.digest.directory()))? {
+                index.layers.push(layer);
+            }
+        }
         index.forget_layers();
         index.write(&self.directory)?;
         forgotten.iter().try_for_each(|image| self.uses.forget(&image.digest))?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::{Digest, Doing as _, Result};
+use super::{Digest, Doing as _, Layer, Result};
 
 /// How often the file of an image may be removed by others while it is being locked.
 const MAX_TURNS: usize = 100;
@@ -34,6 +34,15 @@ pub struct Hold {
     _image: Option<Use>,
     /// Each locked with a shared lock.
     layers: Vec<OwnedFd>,
+}
+
+/// A layer that is there for as long as this is.
+#[derive(Debug)]
+pub struct HeldLayer {
+    /// Which one.
+    pub layer: Layer,
+    /// Keeps it.
+    pub hold: Hold,
 }
 
 impl Hold {

@@ -9,7 +9,8 @@ use crate::{NOW, Place, archive, file};
 /// A layer with one file.
 fn unpack(place: &Place, name: &str) -> Layer {
     let archive = archive(&[file(name, b"content")]);
-    place.store.unpack(Cursor::new(archive), None, Bounds::default()).expect("unpacked")
+    let unpacked = place.store.unpack(Cursor::new(archive), None, Bounds::default());
+    unpacked.expect("unpacked").layer
 }
 
 fn image(name: &str, layers: &[Layer]) -> NewImage {

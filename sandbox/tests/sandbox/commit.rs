@@ -33,7 +33,7 @@ fn an_image_is_made_of_what_was_written_and_runs(sandbox: &Sandbox) {
     let image = sandbox.images().commit(&image, &upper, name, now).expect("committed");
     assert_eq!(image.layers.len(), 2);
     let again = sandbox.images().commit_layer(&upper, Bounds::default()).expect("the same");
-    assert_eq!(again, image.layers[0]);
+    assert_eq!(again.layer, image.layers[0]);
     // In the layer the owners are those of the image, not of the container on this host.
     let layer = &sandbox.rootfs("committed").paths()[0];
     let owned = fs::metadata(layer.join("data/owned")).expect("there");
@@ -75,7 +75,7 @@ fn what_others_left_of_much_is_gone_before_it_is_read(sandbox: &Sandbox) {
     assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
     let upper = upper.expect("what it wrote");
     let layer = sandbox.images().commit_layer(&upper, Bounds::default()).expect("committed");
-    assert!(layer.size_bytes > 32 << 20, "{layer:?}");
+    assert!(layer.layer.size_bytes > 32 << 20, "{layer:?}");
 }
 
 /// More layers than fit the options of fsconfig(2), and as many as there may be.

@@ -117,8 +117,8 @@ impl Build<'_> {
         if self.put_known(stage, key)? {
             return Ok(());
         }
-        let layer = self.images.copy(&stage.layers, &copy, Bounds::default())?;
-        self.put_new(stage, key, layer)
+        let made = self.images.copy(&stage.layers, &copy, Bounds::default())?;
+        self.put_new(stage, key, made)
     }
 
     fn owner(&self, stage: &Stage, text: &str) -> Result<User, BuildError> {

@@ -5,7 +5,9 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use lazaret_sandbox::image::oci::{MAX_LAYERS, Platform};
-use lazaret_sandbox::image::{self, Bounds, Digest, HOST_IMAGE, Hold, Image, ImageConfig, Layer};
+use lazaret_sandbox::image::{
+    self, Bounds, Digest, HOST_IMAGE, HeldLayer, Hold, Image, ImageConfig, Layer,
+};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use lazaret_sandbox::spec::{ContainerSpec, OutputOverflow, StepSpec, When, WhenAlone};
 use serde_json::{Value, json};
@@ -136,7 +138,8 @@ impl Build<'_> {
             let image = self.image(&name)?;
             stage.platform = image.platform.parse()?;
             (stage.layers, stage.config, stage.key) = (image.layers, image.config, image.digest);
-            stage.holds = vec![self.hold(&stage.layers)?];
+            let pruned = || image::Error::NotFound { name: name.clone() };
+            stage.holds = vec![Arc::new(self.images.hold_layers(&stage.layers, pruned)?)];
         }
         Ok(stage)
     }
@@ -170,7 +173,7 @@ impl Build<'_> {
             What::Workdir(text) => {
                 let path = absolute(stage, &self.word(stage, text)?);
                 if let Some(layer) = self.images.with_directory(&stage.layers, path.as_bytes())? {
-                    self.put(stage, layer)?;
+                    put(stage, layer)?;
                 }
                 stage.config.workdir = Some(path);
             }
@@ -253,28 +256,16 @@ impl Build<'_> {
         let Some(upper) = upper.filter(|_| outcome.verdict == Verdict::Success) else {
             return Err(BuildError::Step { line: step.line, why: how_it_ended(&outcome) });
         };
-        let layer = self.images.commit_layer(&upper, Bounds::default())?;
-        self.put_new(stage, key, layer)
-    }
-
-    /// Keeps layers for as long as the build needs them.
-    fn hold(&self, layers: &[Layer]) -> Result<Arc<Hold>, BuildError> {
-        let gone = || image::Error::NotFound { name: String::new() };
-        match self.images.hold_layers(layers, gone) {
-            Ok(hold) => Ok(Arc::new(hold)),
-            Err(image::Error::NotFound { .. }) => {
-                Err(BuildError::Failed("a layer was pruned meanwhile: build again".into()))
-            }
-            Err(error) => Err(error.into()),
-        }
+        let made = self.images.commit_layer(&upper, Bounds::default())?;
+        self.put_new(stage, key, made)
     }
 
     /// Takes the layer that a step has made before.
     pub(super) fn put_known(&self, stage: &mut Stage, key: Digest) -> Result<bool, BuildError> {
         let known = if self.request.is_fresh { None } else { self.images.built(&key)? };
-        let Some(layer) = known else { return Ok(false) };
+        let Some(known) = known else { return Ok(false) };
         self.engine.say("as before");
-        self.put(stage, layer)?;
+        put(stage, known)?;
         stage.key = key;
         Ok(true)
     }
@@ -283,21 +274,11 @@ impl Build<'_> {
         &self,
         stage: &mut Stage,
         key: Digest,
-        layer: Layer,
+        made: HeldLayer,
     ) -> Result<(), BuildError> {
-        self.images.remember_built(key, &layer)?;
-        self.put(stage, layer)?;
+        self.images.remember_built(key, &made.layer)?;
+        put(stage, made)?;
         stage.key = key;
-        Ok(())
-    }
-
-    fn put(&self, stage: &mut Stage, layer: Layer) -> Result<(), BuildError> {
-        if stage.layers.len() >= MAX_LAYERS {
-            let why = format!("there are {MAX_LAYERS} layers already, the most there may be");
-            return Err(BuildError::refused(why));
-        }
-        stage.holds.push(self.hold(&[layer])?);
-        stage.layers = layer.on(&stage.layers);
         Ok(())
     }
 
@@ -337,6 +318,17 @@ impl Stage {
     pub(super) fn after(&self, what: &Value) -> Digest {
         Digest::of(json!([self.key, what]).to_string().as_bytes())
     }
+}
+
+/// Puts one more layer on the others.
+fn put(stage: &mut Stage, made: HeldLayer) -> Result<(), BuildError> {
+    if stage.layers.len() >= MAX_LAYERS {
+        let why = format!("there are {MAX_LAYERS} layers already, the most there may be");
+        return Err(BuildError::refused(why));
+    }
+    stage.holds.push(Arc::new(made.hold));
+    stage.layers = made.layer.on(&stage.layers);
+    Ok(())
 }
 
 /// A command as it is run: a line goes to the shell.

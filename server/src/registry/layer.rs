@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use lazaret_sandbox::image::oci::Descriptor;
-use lazaret_sandbox::image::{self, Digest, Layer};
+use lazaret_sandbox::image::{self, Digest, HeldLayer};
 use sha2::{Digest as _, Sha256};
 
 use super::client::{Registry, first_cause};
@@ -68,7 +68,7 @@ pub(super) async fn fetch(
     local: &LocalStore,
     wanted: &WantedLayer,
     teller: &Teller,
-) -> Result<Layer, PullError> {
+) -> Result<HeldLayer, PullError> {
     let (feeder, feed) = feed::channel();
     let (images, bounds) = (Arc::clone(&local.images), local.bounds);
     let diff_id = wanted.diff_id;

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use lazaret_sandbox::image::oci::{Descriptor, Platform};
 use lazaret_sandbox::image::{
-    self, Bounds, HOST_IMAGE, Image, ImageName, ImageStore, Layer, NewImage, PackedLayer,
+    self, Bounds, HOST_IMAGE, HeldLayer, Image, ImageName, ImageStore, Layer, NewImage, PackedLayer,
 };
 use oci_client::RegistryOperation;
 use tokio::sync::Semaphore;
@@ -48,8 +48,6 @@ use resolve::Resolved;
 
 /// Layers that come at one time.
 const LAYERS_AT_ONCE: usize = 4;
-/// How often a pull is made if somebody removes its layers meanwhile.
-const ROUNDS: usize = 2;
 
 /// What is pulled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,18 +112,15 @@ pub async fn pull(
     let purpose = RegistryOperation::Pull;
     let registry = Registry::open(request.source.clone(), credentials, purpose).await?;
     let resolved = resolve::resolve(&registry, &request.platform, teller).await?;
-    let mut round = 1;
-    loop {
-        let layers = fetch_layers(&registry, local, &resolved, teller).await?;
-        let new = new_image(request, &resolved, layers);
-        match ask(local, move |images| images.add(new, Timestamp::now())).await {
-            // Somebody has pruned meanwhile.
-            Err(image::Error::NotFound { .. }) if round < ROUNDS => round += 1,
-            added => {
-                return added.map_err(|source| unusable(&request.source, source));
-            }
-        }
-    }
+    let held = fetch_layers(&registry, local, &resolved, teller).await?;
+    let new = new_image(request, &resolved, held.iter().map(|held| held.layer).collect());
+    // Nobody removes the layers while they are held.
+    let added = ask(local, move |images| {
+        let image = images.add(new, Timestamp::now());
+        drop(held);
+        image
+    });
+    added.await.map_err(|source| unusable(&request.source, source))
 }
 
 /// The layers, the lowest first.
@@ -134,7 +129,7 @@ async fn fetch_layers(
     local: &LocalStore,
     resolved: &Resolved,
     teller: &Teller,
-) -> Result<Vec<Layer>, PullError> {
+) -> Result<Vec<HeldLayer>, PullError> {
     let fetching = in_parallel(resolved.layers.clone(), &registry.source, |wanted| {
         let (registry, local) = (Arc::clone(registry), local.clone());
         let teller = teller.clone();
@@ -178,9 +173,9 @@ async fn have_layer(
     local: &LocalStore,
     wanted: &WantedLayer,
     teller: &Teller,
-) -> Result<Layer, PullError> {
+) -> Result<HeldLayer, PullError> {
     let diff_id = wanted.diff_id;
-    let known = ask(local, move |images| images.layer(&diff_id)).await;
+    let known = ask(local, move |images| images.held_layer(&diff_id)).await;
     match known.map_err(|source| unusable(&registry.source, source))? {
         Some(layer) => {
             teller.layer(wanted.index, LayerState::Exists, wanted.blob.size_bytes);
