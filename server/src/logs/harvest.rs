@@ -2,7 +2,7 @@
 //! whole for whoever asks for the log later.
 
 use std::fs::File;
-use std::io::{self, Read, Seek as _};
+use std::io::{self, ErrorKind, Read, Seek as _};
 use std::path::Path;
 
 use lazaret_sandbox::outcome::{Outcome, StepOutcome};
@@ -148,10 +148,28 @@ pub fn harvest(files: &LogFiles, id: JobId, attempt: u32) -> io::Result<Harvest>
         spool.read_to_end(&mut content)?;
         KeptLog::Row(content)
     } else {
-        keep_file(files, id, attempt, spool)?;
-        KeptLog::File
+        match keep_file(files, id, attempt, spool) {
+            Ok(()) => KeptLog::File,
+            Err(error) if error.kind() == ErrorKind::StorageFull => {
+                give_up(files, &mut harvest, (id, attempt))?
+            }
+            Err(error) => return Err(error),
+        }
     };
     Ok(harvest)
+}
+
+/// Gives up a log for the room that it takes: what fills the disk is most likely this, and the jobs
+/// to come need some. Its start is in the job.
+fn give_up(
+    files: &LogFiles,
+    harvest: &mut Harvest,
+    (id, attempt): (JobId, u32),
+) -> io::Result<KeptLog> {
+    tracing::error!(job.id = %id, attempt, "the disk is full: gave up the log of an attempt");
+    harvest.heads.iter_mut().flatten().for_each(|head| head.is_truncated = true);
+    files.remove_spool(id, attempt)?;
+    Ok(KeptLog::Nothing)
 }
 
 fn read(spool: &File) -> io::Result<Harvest> {

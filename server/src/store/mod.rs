@@ -175,7 +175,7 @@ pub enum KeptLog {
     File,
     /// In the spool, for want of room anywhere else.
     Spool,
-    /// Nowhere: the attempt wrote nothing.
+    /// Nowhere: the attempt wrote nothing, or it was given up for the room that it took.
     Nothing,
 }
 
