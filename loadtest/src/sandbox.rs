@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use lazaret_sandbox::image::ImageStore;
 use lazaret_sandbox::outcome::Verdict;
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, Limits, OutputOverflow, Rootfs, StepSpec, User, When, WhenAlone,
+    ContainerSpec, Cpus, Limits, OutputOverflow, RootUse, Rootfs, StepSpec, User, When, WhenAlone,
 };
 use lazaret_sandbox::{Event, Settings, Zygote};
 
@@ -108,6 +108,7 @@ fn spec(rootfs: &Rootfs) -> Result<ContainerSpec, Error> {
         io_bytes_per_s: number(64 << 20)?,
         job_wall_ms: number(60_000)?,
         when_alone: WhenAlone::Ends,
+        root_use: RootUse::Job,
     })
 }
 

@@ -27,7 +27,7 @@ use rustix::process::{Pid, WaitOptions};
 
 use crate::cgroup::Birth;
 use crate::clock;
-use crate::container::files::{discard, make_workdir, write_file};
+use crate::container::files::{discard, make_workdir, open_root, write_file};
 use crate::container::idmap::{INIT_ID, Slot};
 use crate::container::privileges::{join_user_namespace, restrict_init, set_file_owner};
 use crate::container::proc::Proc;
@@ -36,7 +36,7 @@ use crate::container::volumes;
 use crate::error::{At as _, Result, Stage};
 use crate::inherited::Inherited;
 use crate::orders::{Container, Ended, Exit, Order, Report, Step};
-use crate::spec::User;
+use crate::spec::{RootUse, User};
 use crate::step::{self, Parked, Stdio};
 use crate::sys::{self, Fork};
 use crate::wire::Channel;
@@ -123,12 +123,17 @@ fn become_container(
 ) -> Result<OwnedFd> {
     storage.resize(container.disk_bytes).at(Stage::Rootfs)?;
     let volumes = volumes::id_map(&container.volumes, trees, user_namespace).at(Stage::Volumes)?;
-    storage.become_root(&container.rootfs, user_namespace, furniture).at(Stage::Rootfs)?;
+    let root = (&container.rootfs, container.root_use);
+    storage.become_root(root, user_namespace, furniture).at(Stage::Rootfs)?;
     // Still as the host's root: the owner of a directory of the host image has no id inside.
     let user = &container.user;
     let owner = (slot.host_id(user.uid), slot.host_id(user.gid));
     let devices = volumes::place(&volumes, owner).at(Stage::Files)?;
-    let workdir = make_workdir(&container.workdir, owner, &devices).at(Stage::Files)?;
+    let workdir = match container.root_use {
+        RootUse::Job => make_workdir(&container.workdir, owner, &devices),
+        RootUse::Build => open_root(),
+    };
+    let workdir = workdir.at(Stage::Files)?;
     join_user_namespace(user_namespace).at(Stage::Privileges)?;
     restrict_init(user).at(Stage::Privileges)?;
     Ok(workdir)

@@ -8,7 +8,7 @@ use rustix::process::WaitStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Stage};
-use crate::spec::{Rootfs, User, VolumeMount};
+use crate::spec::{RootUse, Rootfs, User, VolumeMount};
 
 /// What the shim asks of init.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,6 +32,7 @@ pub(crate) struct Container {
     pub(crate) user: User,
     pub(crate) workdir: String,
     pub(crate) disk_bytes: NonZeroU64,
+    pub(crate) root_use: RootUse,
     /// How many orders to write a file follow.
     pub(crate) files: usize,
 }

@@ -49,6 +49,18 @@ pub struct ContainerSpec {
     pub job_wall_ms: NonZeroU64,
     /// What becomes of it if whoever has started it goes away before it has ended.
     pub when_alone: WhenAlone,
+    /// What its root is for.
+    pub root_use: RootUse,
+}
+
+/// What the root of a container is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootUse {
+    /// A job: `/tmp` is its own, and the working directory its user's.
+    Job,
+    /// A step of a build: all of it becomes an image, `/tmp`, too, and every directory belongs to
+    /// whom it did. The container's `workdir` has no meaning, and there are no files.
+    Build,
 }
 
 /// What becomes of a container whose caller has gone.

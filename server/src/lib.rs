@@ -5,6 +5,7 @@ pub mod api;
 pub mod build;
 pub mod cli;
 pub mod clock;
+pub mod commit;
 pub mod config;
 pub mod dispatch;
 mod feed;

@@ -6,13 +6,13 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lazaret_sandbox::image::{self, ImageName, ImageStore};
+use lazaret_sandbox::image::{ImageName, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use lazaret_sandbox::{Container, Event};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::clock;
+use crate::commit;
 use crate::holds;
 use crate::job::{self, Inputs, JobEnd, JobId, JobImage, JobSpec};
 use crate::live::LiveJob;
@@ -180,7 +180,7 @@ pub async fn run(
             match watched.unwrap_or(Err(Fault::Late)) {
                 Ok(mut outcome) => {
                     let name = job.take_commit().or_else(|| spec.commit.clone());
-                    if let Some(name) = name.filter(|_| outcome.verdict == Verdict::Success) {
+                    if let Some(name) = name {
                         commit(runner, &mut running, (&spec.image, name), &mut outcome);
                     }
                     (Ok(outcome), Some(running))
@@ -237,24 +237,21 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<Container, Fault>
     Ok(container)
 }
 
-/// Makes an image of what the container wrote. If there can be none, that is how the job has ended.
+/// Makes an image of what the container wrote.
 fn commit(
     runner: &Runner,
     running: &mut Running,
     (image, name): (&JobImage, ImageName),
     outcome: &mut Outcome,
 ) {
-    let images = &runner.images;
-    let committed = tokio::task::block_in_place(|| {
-        let gone = || image::Error::NotFound { name: image.name.clone() };
-        let base = holds::find(images, image)?.ok_or_else(gone)?;
-        let upper = running.container.take_upper().ok_or_else(gone)?;
-        images.commit(&base, &upper, name.clone(), clock::now())
+    tokio::task::block_in_place(|| {
+        let base = holds::find(&runner.images, image).unwrap_or_else(|error| {
+            tracing::error!(%error, "could not find the image of a job");
+            None
+        });
+        let written = (base.as_ref(), running.container.take_upper());
+        commit::commit(&runner.images, written, name, outcome);
     });
-    if let Err(error) = committed {
-        outcome.verdict = if error.is_failure() { Verdict::Fault } else { Verdict::Failure };
-        outcome.detail = Some(format!("could not commit to the image `{name}`: {error}"));
-    }
 }
 
 /// Passes on what the container tells until it tells its outcome, and the wish for its end.

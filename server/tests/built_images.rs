@@ -2,12 +2,14 @@
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
 #![allow(clippy::disallowed_methods, reason = "other engines run what was built")]
 
+mod context;
 mod registry;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use context::Context;
 use registry::client::{Client, Told};
 use registry::debian::Debian;
 use serde_json::Value;
@@ -22,52 +24,6 @@ RUN echo "ran $(cat /proc/uptime)" && mkdir -p /etc && \
 RUN sort /app/words > /app/sorted
 CMD ["/bin/cat", "/app/sorted"]
 "#;
-
-/// A directory to build in.
-struct Context {
-    directory: tempfile::TempDir,
-    client: Client,
-}
-
-impl Context {
-    fn new(dockerfile: &str) -> Self {
-        let context = Self { directory: tempfile::tempdir().expect("made"), client: Client::new() };
-        fs::copy("/bin/busybox", context.path().join("busybox")).expect("copied");
-        context.write("Dockerfile", dockerfile);
-        context.write("app/words", "pear\napple\n");
-        context
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn write(&self, name: &str, content: &str) {
-        let path = self.path().join(name);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-        fs::write(path, content).expect("written");
-    }
-
-    fn build(&self, more: &[&str]) -> Told {
-        let path = self.path().to_str().expect("UTF-8");
-        self.client.run(&[&["image", "build", "-t", "built:1", path], more].concat())
-    }
-
-    /// Builds; answers with how many steps were as before, and what was printed.
-    fn built(&self) -> (usize, String) {
-        let told = self.build(&[]);
-        assert_eq!(told.code, 0, "{told:?}");
-        (told.err.lines().filter(|line| line.ends_with("as before")).count(), told.err)
-    }
-
-    /// What a line of shell prints in the image.
-    fn shell(&self, line: &str) -> String {
-        let mut command = self.client.command(&["run", "--image", "built:1"]);
-        let told: Told = command.args(["--", "/bin/sh", "-ec", line]).output().expect("ran").into();
-        assert_eq!(told.code, 0, "{told:?}");
-        told.out
-    }
-}
 
 #[test]
 fn after_a_change_only_the_steps_from_there_on_run_again() {

@@ -32,6 +32,12 @@ pub(crate) fn make_workdir(path: &str, owner: (u32, u32), volumes: &[Dev]) -> io
     Ok(directory)
 }
 
+/// Opens the root of the container.
+pub(crate) fn open_root() -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/", flags, Mode::empty())?)
+}
+
 /// Opens a directory of the container, making what is missing of it as the job's, whose ids on the
 /// host are `owner`. `resolve` says what it may not be, beside what leads out of the container.
 pub(crate) fn make_directories(
@@ -41,7 +47,7 @@ pub(crate) fn make_directories(
 ) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let root = rustix::fs::open("/", flags, Mode::empty())?;
+    let root = open_root()?;
     let mut directory = root.try_clone()?;
     let mut walked = String::new();
     for name in path.split('/').filter(|name| !name.is_empty()) {

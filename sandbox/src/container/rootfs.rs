@@ -36,7 +36,7 @@ use super::mounts::{
 };
 use super::proc::{Covers, Proc};
 use crate::error::Context;
-use crate::spec::Rootfs;
+use crate::spec::{RootUse, Rootfs};
 
 /// Bound of the storage until the job and with it `disk_bytes` is known.
 const EMPTY_STORAGE_BYTES: &str = "1m";
@@ -124,7 +124,7 @@ impl Storage {
     /// Makes the image the root of this mount namespace, furnished, and lets go of the host's.
     pub(crate) fn become_root(
         &self,
-        rootfs: &Rootfs,
+        (rootfs, root_use): (&Rootfs, RootUse),
         user_namespace: BorrowedFd<'_>,
         furniture: &Furniture,
     ) -> io::Result<()> {
@@ -137,7 +137,8 @@ impl Storage {
                 .context(|| format!("could not show `{}`", bind.source.display()))?;
         }
         let Furniture { proc, dev, tmp } = furniture;
-        for (name, mount) in [("proc", proc), ("dev", dev), ("tmp", tmp)] {
+        let tmp = (root_use == RootUse::Job).then_some(("tmp", tmp));
+        for (name, mount) in [("proc", proc), ("dev", dev)].into_iter().chain(tmp) {
             attach(mount.as_fd(), place(merged.as_fd(), Path::new(name))?.as_fd())
                 .context(|| format!("could not mount `/{name}`"))?;
         }

@@ -18,7 +18,7 @@ const READ_BYTES: usize = 64 << 10;
 const NEW_DIRECTORY_MODE: u32 = 0o755;
 
 /// Files, and where they go.
-pub struct Copy<'a> {
+pub struct Copying<'a> {
     /// What they are copied from.
     pub from: &'a FileTree,
     /// Which of these: a file as it is, of a directory what is in it.
@@ -35,19 +35,19 @@ pub struct Copy<'a> {
     pub mode: Option<u32>,
 }
 
-impl Copy<'_> {
-    /// Says what is copied: names, kinds, permissions and content, but not when they were written
-    /// and to whom they belong.
+impl Copying<'_> {
+    /// Says what is copied: names, kinds, permissions and content, and whose it is if that is kept,
+    /// but not when it was written.
     ///
     /// # Errors
     /// If the files cannot be read.
     pub fn digest(&self) -> Result<Digest> {
-        let mut described = Described(Sha256::new());
+        let mut described = Described { hasher: Sha256::new(), keeps_owners: self.owner.is_none() };
         for source in &self.sources {
-            described.note(b's', source.path(), &[]);
+            described.note(b's', source.path(), &[&source.name]);
             self.walk(source, &mut described)?;
         }
-        Ok(Digest::finish(described.0))
+        Ok(Digest::finish(described.hasher))
     }
 
     fn walk(&self, source: &Place, entries: &mut impl Entries) -> Result<()> {
@@ -61,17 +61,16 @@ impl ImageStore {
     /// # Errors
     /// [`super::Error::BadArchive`] where a file and a directory meet, or a file cannot be in an
     /// image; [`super::Error::TooLarge`].
-    pub fn copy(&self, base: &[Layer], copy: &Copy<'_>, bounds: Bounds) -> Result<HeldLayer> {
+    pub fn copy(&self, base: &[Layer], copy: &Copying<'_>, bounds: Bounds) -> Result<HeldLayer> {
         let below = self.files(base)?;
         self.make_layer(bounds, |layer| {
             let destination = below.place(&copy.destination)?;
             let is_directory = copy.into_directory || destination.kind == Some(Kind::Directory);
-            let mut target = Target { below: &below, layer, made: HashSet::new() };
+            let mut target = Target::new(&below, layer, copy.owner);
             for source in &copy.sources {
                 let to = match source.kind {
                     Some(Kind::File) if is_directory => {
-                        let (_, name) = source.path.split();
-                        below.place(&[destination.path(), name].join(&b'/'))?.path
+                        below.place(&[destination.path(), &source.name].join(&b'/'))?.path
                     }
                     Some(_) | None => destination.path.clone(),
                 };
@@ -82,11 +81,16 @@ impl ImageStore {
         })
     }
 
-    /// Makes a layer on `base` with nothing but a directory, if there is none.
+    /// Makes a layer on `base` with nothing but a directory of this owner, if there is none.
     ///
     /// # Errors
     /// [`super::Error::BadArchive`] if a file is there.
-    pub fn with_directory(&self, base: &[Layer], path: &[u8]) -> Result<Option<HeldLayer>> {
+    pub fn with_directory(
+        &self,
+        base: &[Layer],
+        path: &[u8],
+        owner: (u32, u32),
+    ) -> Result<Option<HeldLayer>> {
         let below = self.files(base)?;
         let place = below.place(path)?;
         match place.kind {
@@ -94,7 +98,7 @@ impl ImageStore {
             Some(Kind::File) => Err(bad(path, "is there, and is no directory")),
             None => {
                 let layer = self.make_layer(Bounds::default(), |layer| {
-                    let mut target = Target { below: &below, layer, made: HashSet::new() };
+                    let mut target = Target::new(&below, layer, Some(owner));
                     target.directory(&place.path)?;
                     Ok(None)
                 });
@@ -108,11 +112,20 @@ impl ImageStore {
 struct Target<'a> {
     below: &'a FileTree,
     layer: &'a mut LayerWriter,
+    /// Who new directories belong to.
+    owner: (u32, u32),
     /// Directories that this layer has.
     made: HashSet<Vec<u8>>,
+    /// Whatever else it has.
+    files: HashSet<Vec<u8>>,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    fn new(below: &'a FileTree, layer: &'a mut LayerWriter, owner: Option<(u32, u32)>) -> Self {
+        let (made, files) = (HashSet::new(), HashSet::new());
+        Self { below, layer, owner: owner.unwrap_or_default(), made, files }
+    }
+
     /// Has a directory in this layer, and those above it: as they are below, where they are.
     fn directory(&mut self, path: &EntryPath) -> Result<()> {
         if self.made.contains(path.as_bytes()) {
@@ -132,7 +145,10 @@ impl Target<'_> {
                 }
             }
             Some(_) => return Err(bad(path.as_bytes(), "is there, and is no directory")),
-            None => Attributes { mode: NEW_DIRECTORY_MODE, ..Attributes::NONE },
+            None => {
+                let (uid, gid) = (self.owner.0.into(), self.owner.1.into());
+                Attributes { mode: NEW_DIRECTORY_MODE, uid, gid, ..Attributes::NONE }
+            }
         };
         self.layer.directory(path, &attributes)?;
         self.made.insert(path.as_bytes().to_vec());
@@ -151,7 +167,7 @@ struct Placed<'a, 'b> {
     /// What is copied, and what that becomes.
     from: &'a EntryPath,
     to: EntryPath,
-    copied: &'a Copy<'a>,
+    copied: &'a Copying<'a>,
 }
 
 impl Placed<'_, '_> {
@@ -174,6 +190,10 @@ impl Placed<'_, '_> {
         let place = self.place(path)?;
         if self.target.is_directory(&place)? {
             return Err(bad(place.as_bytes(), "is a directory, and would become a file"));
+        }
+        // Of several sources with one name, the last is there.
+        if !self.target.files.insert(place.as_bytes().to_vec()) {
+            self.target.layer.remove(&place)?;
         }
         Ok(place)
     }
@@ -220,7 +240,7 @@ impl Entries for Placed<'_, '_> {
         attributes: &Attributes,
         target: &EntryPath,
     ) -> Result<()> {
-        let (place, target) = (self.place_file(path)?, self.place_file(target)?);
+        let (place, target) = (self.place_file(path)?, self.place(target)?);
         self.target.layer.hard_link(&place, &self.attributes(attributes), &target)
     }
 
@@ -237,14 +257,17 @@ impl Entries for Placed<'_, '_> {
 
 /// Entries as a digest. Each field has its length before it, so that no two trees give the same
 /// bytes.
-struct Described(Sha256);
+struct Described {
+    hasher: Sha256,
+    keeps_owners: bool,
+}
 
 impl Described {
     fn note(&mut self, kind: u8, path: &[u8], fields: &[&[u8]]) {
-        self.0.update([kind]);
+        self.hasher.update([kind]);
         for field in std::iter::once(&path).chain(fields) {
-            self.0.update((field.len() as u64).to_le_bytes());
-            self.0.update(field);
+            self.hasher.update((field.len() as u64).to_le_bytes());
+            self.hasher.update(field);
         }
     }
 
@@ -256,7 +279,10 @@ impl Described {
         content: &[u8],
     ) -> Result<()> {
         let mode = attributes.mode.to_le_bytes();
-        self.note(kind, path.as_bytes(), &[&mode, content]);
+        let owner = self.keeps_owners.then_some((attributes.uid, attributes.gid));
+        let (uid, gid) = owner.unwrap_or_default();
+        let fields: [&[u8]; 4] = [&mode, &uid.to_le_bytes(), &gid.to_le_bytes(), content];
+        self.note(kind, path.as_bytes(), &fields);
         for (name, value) in &attributes.xattrs {
             self.note(b'x', path.as_bytes(), &[name.as_bytes(), value]);
         }
@@ -284,7 +310,7 @@ impl Entries for Described {
             if read == 0 {
                 return Err(bad(path.as_bytes(), "is cut short"));
             }
-            self.0.update(&buffer[..read]);
+            self.hasher.update(&buffer[..read]);
             left = left.saturating_sub(read as u64);
         }
         Ok(())

@@ -32,6 +32,8 @@ pub struct FileTree {
 /// Where a path leads in a tree, all symbolic links followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
+    /// The name that it was asked for by; empty for the root.
+    pub(super) name: Vec<u8>,
     /// The path without links.
     pub(super) path: EntryPath,
     /// What is there.
@@ -150,7 +152,8 @@ impl FileTree {
             }
             left.extend(parts(&target));
         }
-        Ok(Place { path: EntryPath::parse(&done.join(&b'/'))?, kind })
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+        Ok(Place { name, path: EntryPath::parse(&done.join(&b'/'))?, kind })
     }
 
     /// What is at a path without links, itself perhaps one.
@@ -210,9 +213,7 @@ impl ImageStore {
             }
         }
     }
-}
 
-impl ImageStore {
     /// The files of an archive, unpacked for as long as they are needed. None if `file` is no
     /// archive that could be unpacked.
     ///

@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, symlinkat, utimensat,
+    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, symlinkat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 
@@ -70,6 +71,13 @@ impl LayerWriter {
         }
         rustix::fs::syncfs(&self.root).doing(|| "could not write a layer to disk".into())?;
         Ok(self.bytes)
+    }
+
+    /// Takes back a file, link or node that was written, for another one of its name.
+    pub(super) fn remove(&self, path: &EntryPath) -> Result<()> {
+        let (parent, name) = path.split();
+        let parent = tree::open_beneath(self.root.as_fd(), parent).map_err(|e| at(path, e))?;
+        unlinkat(&parent, name, AtFlags::empty()).map_err(|error| at(path, error))
     }
 
     fn count_entry(&mut self) -> Result<()> {
@@ -152,6 +160,7 @@ impl LayerWriter {
 
 impl Entries for LayerWriter {
     fn directory(&mut self, path: &EntryPath, attributes: &Attributes) -> Result<()> {
+        check_owner(path, attributes)?;
         let entries = self.entries;
         let directory = self.open_or_make(path)?;
         if self.entries == entries {
@@ -169,6 +178,7 @@ impl Entries for LayerWriter {
         attributes: &Attributes,
         (announced, content): (u64, &mut dyn Read),
     ) -> Result<()> {
+        check_owner(path, attributes)?;
         self.count_entry()?;
         let (parent, name) = self.parent_of(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
@@ -183,6 +193,7 @@ impl Entries for LayerWriter {
     }
 
     fn symlink(&mut self, path: &EntryPath, attributes: &Attributes, target: &[u8]) -> Result<()> {
+        check_owner(path, attributes)?;
         self.count_entry()?;
         let (parent, name) = self.parent_of(path)?;
         symlinkat(target, &parent, name).map_err(|error| at(path, error))?;
@@ -209,6 +220,7 @@ impl Entries for LayerWriter {
     }
 
     fn node(&mut self, path: &EntryPath, attributes: &Attributes, node: Node) -> Result<()> {
+        check_owner(path, attributes)?;
         self.count_entry()?;
         let (parent, name) = self.parent_of(path)?;
         let kind = match node {
@@ -247,9 +259,16 @@ fn own_node(parent: &OwnedFd, name: &[u8], attributes: &Attributes) -> Result<()
 }
 
 fn owner(attributes: &Attributes) -> (Uid, Gid) {
-    // Both were checked to be at most `MAX_ID` when the attributes were read.
+    // Both were checked to be at most `MAX_ID` before the entry was written.
     let id = |id: u64| u32::try_from(id).unwrap_or(MAX_ID);
     (Uid::from_raw(id(attributes.uid)), Gid::from_raw(id(attributes.gid)))
+}
+
+fn check_owner(path: &EntryPath, attributes: &Attributes) -> Result<()> {
+    if attributes.uid.max(attributes.gid) <= u64::from(MAX_ID) {
+        return Ok(());
+    }
+    Err(bad(path.as_bytes(), &format!("has an owner or group above {MAX_ID}")))
 }
 
 /// Whether an attribute is the image's to set. `user.overlay.*` would speak to a rootless overlay.

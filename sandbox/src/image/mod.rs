@@ -49,7 +49,7 @@ use crate::tree;
 
 pub use commit::Upper;
 pub use config::ImageConfig;
-pub use copy::Copy;
+pub use copy::Copying;
 pub use files::{FileTree, Kind, Place};
 pub use host::HOST_IMAGE;
 pub use import::ImportOptions;

@@ -254,6 +254,14 @@ impl ImageStore {
         users::resolve(&self.rootfs_of(layers).paths(), text)
     }
 
+    /// The home that an image of these layers, the topmost first, has for the user with this id.
+    ///
+    /// # Errors
+    /// If the layers cannot be read.
+    pub fn home_of(&self, layers: &[Layer], uid: u32) -> Result<String> {
+        users::home(&self.rootfs_of(layers).paths(), uid)
+    }
+
     pub(super) fn layers(&self) -> PathBuf {
         self.directory.join(LAYERS)
     }

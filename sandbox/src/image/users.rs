@@ -50,6 +50,17 @@ pub(super) fn resolve(layers: &[PathBuf], text: &str) -> Result<User> {
     Ok(User { uid, gid, groups: supplementary })
 }
 
+/// The home of the user with this id; the root, if the image does not say.
+pub(super) fn home(layers: &[PathBuf], uid: u32) -> Result<String> {
+    let accounts = read(layers, "etc/passwd")?;
+    let lines = accounts.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut homes = lines.filter_map(|fields| match fields.as_slice() {
+        [_, _, id, _, _, home, ..] if number(id) == Some(uid) => Some((*home).to_owned()),
+        _ => None,
+    });
+    Ok(homes.find(|home| home.starts_with('/')).unwrap_or_else(|| "/".into()))
+}
+
 struct Account {
     name: String,
     uid: u32,

@@ -16,7 +16,6 @@ use super::entry::{Attributes, Entries, EntryPath, Node, bad};
 use super::layer::OPAQUE;
 use super::{Error, Result, implied, tree};
 use crate::container::idmap;
-use crate::spec::MAX_ID;
 
 /// The longest list of names, and the longest value, of a file's extended attributes (xattr(7)).
 const MAX_XATTR_BYTES: usize = 64 << 10;
@@ -33,11 +32,10 @@ pub(super) enum Owners {
 impl Owners {
     /// The id as an image has it.
     fn id(self, id: u32) -> Option<u32> {
-        let id = match self {
+        match self {
             Self::Image => Some(id),
             Self::Container => idmap::inner_id(id),
-        };
-        id.filter(|id| *id <= MAX_ID)
+        }
     }
 }
 
@@ -229,7 +227,7 @@ impl<E: Entries> Walk<'_, E> {
     ) -> Result<Attributes> {
         let (uid, gid) = (self.owners.id(stat.st_uid), self.owners.id(stat.st_gid));
         let (Some(uid), Some(gid)) = (uid, gid) else {
-            return Err(bad(path.as_bytes(), &format!("has an owner or group above {MAX_ID}")));
+            return Err(bad(path.as_bytes(), "belongs to nobody of the container"));
         };
         Ok(Attributes {
             mode: stat.st_mode & 0o7777,

@@ -99,6 +99,7 @@ impl Container {
             user: spec.user.clone(),
             workdir: spec.workdir.clone(),
             disk_bytes: spec.disk_bytes,
+            root_use: spec.root_use,
             files: spec.files.len(),
         });
         let trees = self.volumes.as_mut().map(Volumes::take_trees).unwrap_or_default();
@@ -198,10 +199,9 @@ impl Container {
         })
     }
 
-    /// What it wrote, for who wants to keep it.
-    pub(super) fn upper(&self) -> Result<Option<OwnedFd>> {
-        let upper = |storage: &OwnedFd| open_directory(storage.as_fd(), UPPER);
-        self.storage.as_ref().map(upper).transpose().at(Stage::Rootfs)
+    /// What it wrote, for who wants to keep it; none if there is no descriptor to be had.
+    pub(super) fn upper(&self) -> Option<OwnedFd> {
+        open_directory(self.storage.as_ref()?.as_fd(), UPPER).ok()
     }
 
     /// Ends every process of the container.

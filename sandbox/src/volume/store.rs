@@ -8,7 +8,7 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -97,7 +97,8 @@ impl VolumeStore {
         let name: VolumeName = name.parse()?;
         let volume = Volume { name, size_bytes, created_at: now };
         let _lock = self.lock()?;
-        self.clean()?;
+        // What cannot be removed now is left for the next.
+        drop(self.clean());
         let new = format!("{NEW}{}-{}", volume.name, std::process::id());
         let made = self.fill(&self.directory.join(&new), &volume);
         match made.and_then(|()| self.publish(&new, &volume)) {
@@ -116,7 +117,7 @@ impl VolumeStore {
     /// [`Error::BadName`]; [`Error::NotFound`]; [`Error::InUse`] while someone holds it.
     pub fn remove(&self, name: &str) -> Result<()> {
         let name: VolumeName = name.parse()?;
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         self.clean()?;
         let path = self.path(&name);
         if !path.exists() {
@@ -127,9 +128,12 @@ impl VolumeStore {
             return Err(Error::InUse(name));
         };
         // Renamed under the lock: whoever waits to hold it sees that it has gone.
-        let old = format!("{OLD}{name}");
+        let number = fs::symlink_metadata(&path).context(doing)?.ino();
+        let old = format!("{OLD}{name}-{number}");
         fs::rename(&path, self.directory.join(&old)).context(doing)?;
         tree::sync_directory(&self.directory).context(doing)?;
+        // It may be large, and whoever cleans meanwhile leaves what is locked.
+        drop(lock);
         Ok(self.remove_tree(&old).context(doing)?)
     }
 

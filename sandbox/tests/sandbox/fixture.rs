@@ -10,7 +10,8 @@ use lazaret_sandbox::error::Error;
 use lazaret_sandbox::image::{ImageStore, Upper};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User, When, WhenAlone,
+    ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, RootUse, Rootfs, StepSpec, User, When,
+    WhenAlone,
 };
 use lazaret_sandbox::spool::{Entry, Record, SpoolReader, Stream};
 use lazaret_sandbox::{Container, Cpuset, Event, Settings, Zygote};
@@ -103,6 +104,7 @@ impl Sandbox {
             io_bytes_per_s: bytes(1 << 30),
             job_wall_ms: bytes(100_000),
             when_alone: WhenAlone::GoesOn,
+            root_use: RootUse::Job,
         }
     }
 

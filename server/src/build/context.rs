@@ -85,14 +85,12 @@ impl Files {
             }
             found = next;
         }
-        found.retain(|place| {
-            place.kind.is_some() && (place.path().is_empty() || !self.is_nothing(place.path()))
+        found.retain(|place| match (place.kind, self.choose(place.path())) {
+            (None, _) => false,
+            (Some(Kind::File), choice) => choice == Choice::Whole,
+            (Some(Kind::Directory), choice) => choice != Choice::Nothing || place.path().is_empty(),
         });
         if found.is_empty() { Err(missing()) } else { Ok(found) }
-    }
-
-    fn is_nothing(&self, path: &[u8]) -> bool {
-        self.choose(path) == Choice::Nothing
     }
 }
 

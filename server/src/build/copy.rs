@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 
-use lazaret_sandbox::image::{Bounds, Copy, Kind, Place};
+use lazaret_sandbox::image::{self, Bounds, Copying, Kind, Place};
 use lazaret_sandbox::spec::User;
 use serde_json::json;
 
@@ -32,6 +32,7 @@ impl Build<'_> {
         files: &plan::Files,
         place: usize,
     ) -> Result<(), BuildError> {
+        let _hold;
         let from = match &files.from {
             None => Files::of_directory(&self.request.context)?,
             Some(name) => {
@@ -40,6 +41,8 @@ impl Build<'_> {
                     Some(stage) => stage.layers.clone(),
                     None => self.image(name)?.layers,
                 };
+                let pruned = || image::Error::NotFound { name: name.clone() };
+                _hold = self.images.hold_layers(&layers, pruned)?;
                 Files::of_tree(self.images.files(&layers)?)
             }
         };
@@ -56,10 +59,11 @@ impl Build<'_> {
             }
         }
         let destination = self.word(stage, &files.destination)?;
-        let into_directory = sources.len() > 1 || destination.ends_with(['/', '.']);
+        let several = sources.len() + archives.len() > 1;
+        let into_directory = several || is_directory(&destination);
         let destination = absolute(stage, &destination).into_bytes();
         let owner = files.owner.as_deref().map(|owner| self.owner(stage, owner)).transpose()?;
-        let mode = files.mode.as_deref().map(octal).transpose()?;
+        let mode = files.mode.as_deref().map(|mode| octal(&self.word(stage, mode)?)).transpose()?;
         let target = Target { destination, mode, owner: owner.map(|user| (user.uid, user.gid)) };
         if !sources.is_empty() {
             let own = Target { owner: target.owner.or(Some((0, 0))), ..target.clone() };
@@ -102,7 +106,7 @@ impl Build<'_> {
         sources: Vec<Place>,
         (target, into_directory): (&Target, bool),
     ) -> Result<(), BuildError> {
-        let copy = Copy {
+        let copy = Copying {
             from: &from.tree,
             sources,
             chooser: &|path| from.choose(path),
@@ -113,7 +117,7 @@ impl Build<'_> {
         };
         let Target { destination, owner, mode } = target;
         let what = json!(["COPY", copy.digest()?, destination, into_directory, owner, mode]);
-        let key = stage.after(&what);
+        let key = stage.key_of(&what);
         if self.put_known(stage, key)? {
             return Ok(());
         }
@@ -124,6 +128,11 @@ impl Build<'_> {
     fn owner(&self, stage: &Stage, text: &str) -> Result<User, BuildError> {
         Ok(self.images.resolve_user_of(&stage.layers, &self.word(stage, text)?)?)
     }
+}
+
+/// Whether a destination can only be a directory.
+fn is_directory(destination: &str) -> bool {
+    matches!(destination.rsplit('/').next(), Some("" | "." | ".."))
 }
 
 fn octal(text: &str) -> Result<u32, BuildError> {

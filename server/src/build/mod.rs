@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use lazaret_sandbox::image::{self, Image, ImageName, ImageStore, NewImage, Upper};
+use lazaret_sandbox::image::{self, HOST_IMAGE, Image, ImageName, ImageStore, NewImage, Upper};
 use lazaret_sandbox::outcome::Outcome;
 use lazaret_sandbox::spec::{ContainerSpec, Limits};
 
@@ -126,7 +126,13 @@ pub fn build(
     request: &BuildRequest,
     engine: &dyn Engine,
 ) -> Result<Image, BuildError> {
-    let plan = Plan::parse(&request.dockerfile)?;
+    if request.name.as_str() == HOST_IMAGE {
+        let why = format!("`{HOST_IMAGE}` is the built-in image's name: choose another");
+        return Err(BuildError::refused(why));
+    }
+    let mut plan = Plan::parse(&request.dockerfile)?;
+    let arguments = stage::global_arguments(&plan, request)?;
+    plan.expand_bases(&|name| arguments.get(name).cloned())?;
     let last = plan.stages.len().saturating_sub(1);
     let target = match &request.target {
         Some(name) => plan
@@ -135,7 +141,6 @@ pub fn build(
         None => last,
     };
     warn_of_unknown_arguments(&plan, request, engine);
-    let arguments = stage::global_arguments(&plan, request)?;
     let mut build =
         Build { images, request, engine, plan: &plan, arguments, done: BTreeMap::new() };
     let needed = needed(&plan, target);

@@ -6,6 +6,7 @@ use parse_dockerfile::{
 };
 
 use super::BuildError;
+use super::words::{Lookup, expand};
 
 /// A Dockerfile that was read. Variables are still in its words.
 #[derive(Debug)]
@@ -110,6 +111,18 @@ impl Plan {
         Ok(Self { escape, arguments, stages })
     }
 
+    /// Replaces the variables in the names and platforms of what stages start with.
+    pub(super) fn expand_bases(&mut self, lookup: Lookup<'_>) -> Result<(), BuildError> {
+        for stage in &mut self.stages {
+            let expand = |word: &str| {
+                expand(word, self.escape, lookup).map_err(|error| error.on_line(stage.line))
+            };
+            stage.base = expand(&stage.base)?;
+            stage.platform = stage.platform.as_deref().map(expand).transpose()?;
+        }
+        Ok(())
+    }
+
     /// The stage that `word` means to a step of the stage `before`.
     pub(super) fn stage(&self, word: &str, before: usize) -> Option<usize> {
         let named = |stage: &Stage| stage.name.as_deref() == Some(&word.to_lowercase());
@@ -186,6 +199,11 @@ impl Reader<'_> {
         match (self.command(&run.arguments), run.here_docs.as_slice()) {
             (command, []) => Ok(command),
             (Command::Shell(text), [script]) if text.is_empty() => {
+                if script.value.starts_with("#!") {
+                    let why = "a here-document is run by the shell: put a script of another \
+                               program into a file";
+                    return Err(at(line, why));
+                }
                 Ok(Command::Shell(script.value.to_string()))
             }
             _ => Err(at(line, "a here-document can only be a whole script: put it into a file")),
@@ -235,7 +253,7 @@ impl Reader<'_> {
         let mut joined = String::new();
         let mut goes_on = false;
         for line in text.lines() {
-            if goes_on && line.trim_start().starts_with('#') {
+            if goes_on && (line.trim().is_empty() || line.trim_start().starts_with('#')) {
                 continue;
             }
             if !joined.is_empty() && !goes_on {

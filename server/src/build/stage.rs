@@ -9,7 +9,9 @@ use lazaret_sandbox::image::{
     self, Bounds, Digest, HOST_IMAGE, HeldLayer, Hold, Image, ImageConfig, Layer,
 };
 use lazaret_sandbox::outcome::{Outcome, Verdict};
-use lazaret_sandbox::spec::{ContainerSpec, OutputOverflow, StepSpec, When, WhenAlone};
+use lazaret_sandbox::spec::{
+    ContainerSpec, OutputOverflow, RootUse, StepSpec, User, When, WhenAlone,
+};
 use serde_json::{Value, json};
 
 use super::plan::{Command, Plan, Step, What};
@@ -18,9 +20,6 @@ use super::{Build, BuildError, BuildRequest, SCRATCH};
 
 /// Who `RUN` runs as if nobody says.
 const ROOT: &str = "0";
-/// A container gives its working directory to its user, which is not for a `RUN` to do. This one is
-/// no part of the image.
-const NO_WORKDIR: &str = "/tmp";
 /// Where, if nobody says.
 const TOP: &str = "/";
 
@@ -31,8 +30,6 @@ pub(super) struct Stage {
     pub(super) layers: Vec<Layer>,
     pub(super) config: ImageConfig,
     pub(super) platform: Platform,
-    /// Says all that was done so far.
-    key: Digest,
     shell: Vec<String>,
     arguments: BTreeMap<String, String>,
     /// Whether the command is this stage's own, and not its base's.
@@ -110,35 +107,31 @@ impl Build<'_> {
     /// What a stage starts with.
     fn base(&self, place: usize) -> Result<Stage, BuildError> {
         let planned = &self.plan.stages[place];
-        let lookup = |name: &str| self.arguments.get(name).cloned();
-        let name = expand(&planned.base, self.plan.escape, &lookup)?;
-        if let Some(platform) = &planned.platform {
-            let platform = expand(platform, self.plan.escape, &lookup)?;
-            if platform.parse::<Platform>()? != Platform::of_host() {
-                let why = format!("`{platform}` is not this machine, which runs the steps");
-                return Err(BuildError::refused(why));
-            }
+        let name = planned.base.as_str();
+        if let Some(platform) = &planned.platform
+            && platform.parse::<Platform>()? != Platform::of_host()
+        {
+            let why = format!("`{platform}` is not this machine, which runs the steps");
+            return Err(BuildError::refused(why));
         }
         let shell = vec!["/bin/sh".into(), "-c".into()];
-        if let Some(stage) = self.plan.stage(&name, place).and_then(|place| self.done.get(&place)) {
-            let (arguments, has_own_command) = (BTreeMap::new(), false);
-            return Ok(Stage { arguments, has_own_command, ..stage.clone() });
+        if let Some(stage) = self.plan.stage(name, place).and_then(|place| self.done.get(&place)) {
+            return Ok(Stage { has_own_command: false, ..stage.clone() });
         }
         let mut stage = Stage {
             layers: Vec::new(),
             config: ImageConfig::default(),
             platform: Platform::of_host(),
-            key: Digest::of(SCRATCH.as_bytes()),
             shell,
             arguments: BTreeMap::new(),
             has_own_command: false,
             holds: Vec::new(),
         };
         if name != SCRATCH {
-            let image = self.image(&name)?;
+            let image = self.image(name)?;
             stage.platform = image.platform.parse()?;
-            (stage.layers, stage.config, stage.key) = (image.layers, image.config, image.digest);
-            let pruned = || image::Error::NotFound { name: name.clone() };
+            (stage.layers, stage.config) = (image.layers, image.config);
+            let pruned = || image::Error::NotFound { name: name.to_owned() };
             stage.holds = vec![Arc::new(self.images.hold_layers(&stage.layers, pruned)?)];
         }
         Ok(stage)
@@ -171,10 +164,11 @@ impl Build<'_> {
                 stage.config.labels.extend(pairs);
             }
             What::Workdir(text) => {
-                let path = absolute(stage, &self.word(stage, text)?);
-                if let Some(layer) = self.images.with_directory(&stage.layers, path.as_bytes())? {
-                    put(stage, layer)?;
-                }
+                let path = normalized(&absolute(stage, &self.word(stage, text)?));
+                let owner = self.user(stage)?;
+                let owner = (owner.uid, owner.gid);
+                let made = self.images.with_directory(&stage.layers, path.as_bytes(), owner)?;
+                made.map_or(Ok(()), |made| put(stage, made))?;
                 stage.config.workdir = Some(path);
             }
             What::User(text) => stage.config.user = Some(self.word(stage, text)?),
@@ -199,7 +193,6 @@ impl Build<'_> {
             What::Shell(shell) => stage.shell.clone_from(shell),
             What::LeftOut => self.engine.say("it means nothing here, and is left out"),
         }
-        stage.key = stage.after(&json!([step.text, stage.config, stage.shell, stage.arguments]));
         Ok(())
     }
 
@@ -215,16 +208,17 @@ impl Build<'_> {
 
     /// Runs a command in a container; what it wrote is the next layer.
     fn run(&self, stage: &mut Stage, command: &Command, step: &Step) -> Result<(), BuildError> {
-        let user = stage.config.user.as_deref().unwrap_or(ROOT);
-        let user = self.images.resolve_user_of(&stage.layers, user)?;
-        let mut env = stage.arguments.clone();
+        let user = self.user(stage)?;
+        let home = self.images.home_of(&stage.layers, user.uid)?;
+        let mut env = BTreeMap::from([("HOME".to_owned(), home)]);
+        env.extend(stage.arguments.clone());
         env.extend(stage.config.env.iter().cloned());
         let command = match command {
             Command::Exec(words) => words.clone(),
             Command::Shell(_) => whole(stage, command),
         };
         let workdir = stage.config.workdir.clone().unwrap_or_else(|| TOP.into());
-        let key = stage.after(&json!(["RUN", command, env, workdir, [user.uid, user.gid]]));
+        let key = stage.key_of(&json!(["RUN", command, env, workdir, [user.uid, user.gid]]));
         if self.put_known(stage, key)? {
             return Ok(());
         }
@@ -233,7 +227,7 @@ impl Build<'_> {
             label: "lazaret image build".into(),
             rootfs: self.images.rootfs_of(&stage.layers),
             user,
-            workdir: NO_WORKDIR.into(),
+            workdir: TOP.into(),
             files: Vec::new(),
             volumes: Vec::new(),
             io_bytes_per_s: NonZeroU64::MAX,
@@ -251,6 +245,7 @@ impl Build<'_> {
             disk_bytes: self.request.disk_bytes,
             job_wall_ms: limits.wall_ms,
             when_alone: WhenAlone::Ends,
+            root_use: RootUse::Build,
         };
         let (outcome, upper) = self.engine.run(spec)?;
         let Some(upper) = upper.filter(|_| outcome.verdict == Verdict::Success) else {
@@ -260,13 +255,18 @@ impl Build<'_> {
         self.put_new(stage, key, made)
     }
 
+    /// Who steps run as.
+    fn user(&self, stage: &Stage) -> Result<User, BuildError> {
+        let user = stage.config.user.as_deref().unwrap_or(ROOT);
+        Ok(self.images.resolve_user_of(&stage.layers, user)?)
+    }
+
     /// Takes the layer that a step has made before.
     pub(super) fn put_known(&self, stage: &mut Stage, key: Digest) -> Result<bool, BuildError> {
         let known = if self.request.is_fresh { None } else { self.images.built(&key)? };
         let Some(known) = known else { return Ok(false) };
         self.engine.say("as before");
         put(stage, known)?;
-        stage.key = key;
         Ok(true)
     }
 
@@ -277,9 +277,7 @@ impl Build<'_> {
         made: HeldLayer,
     ) -> Result<(), BuildError> {
         self.images.remember_built(key, &made.layer)?;
-        put(stage, made)?;
-        stage.key = key;
-        Ok(())
+        put(stage, made)
     }
 
     /// A text as one word, its variables replaced.
@@ -314,9 +312,11 @@ impl Stage {
         env.map(|(_, value)| value).or_else(|| self.arguments.get(name)).cloned()
     }
 
-    /// The key once this is done, too.
-    pub(super) fn after(&self, what: &Value) -> Digest {
-        Digest::of(json!([self.key, what]).to_string().as_bytes())
+    /// The key of a step: what it does, and the layers that it does it on. All else that it depends
+    /// on is in `what`.
+    pub(super) fn key_of(&self, what: &Value) -> Digest {
+        let layers: Vec<Digest> = self.layers.iter().map(|layer| layer.digest).collect();
+        Digest::of(json!([layers, what]).to_string().as_bytes())
     }
 }
 
@@ -337,6 +337,19 @@ fn whole(stage: &Stage, command: &Command) -> Vec<String> {
         Command::Exec(words) => words.clone(),
         Command::Shell(line) => [stage.shell.as_slice(), std::slice::from_ref(line)].concat(),
     }
+}
+
+/// A path without `.`, `..` and empty parts.
+fn normalized(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }
 
 /// A path of the image, from its root.

@@ -68,14 +68,11 @@ impl Containers {
         let mut container = self.zygote.spawn(&id).map_err(CliError::failed)?;
         container.start(spec, spool.as_fd()).map_err(CliError::failed)?;
         let mut output = Output::new(spool, shown);
-        let outcome = follow(&mut container, &signals.fd, &mut output);
-        if outcome.is_err() {
-            container.cancel().map_err(CliError::failed)?;
-        }
+        // If this fails the container ends with the conversation: it is for this command alone.
+        let outcome = follow(&mut container, &signals.fd, &mut output)?;
         let upper = container.take_upper();
-        // In any case: nobody else will ever ask how it ended.
         container.acknowledge().map_err(CliError::failed)?;
-        Ok(Ran { outcome: outcome?, upper, output })
+        Ok(Ran { outcome, upper, output })
     }
 }
 

@@ -6,11 +6,10 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use jiff::Timestamp;
 use lazaret_sandbox::image::{Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, StepOutcome, Verdict};
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, VolumeMount, When, WhenAlone,
+    ContainerSpec, Cpus, Limits, OutputOverflow, RootUse, StepSpec, VolumeMount, When, WhenAlone,
 };
 use lazaret_sandbox::volume::VolumeHold;
 
@@ -19,6 +18,7 @@ use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
 use super::volume::{self, Mount};
 use super::{CliError, Form, input, say};
+use crate::commit;
 use crate::config::LimitPolicy;
 use crate::request::{self, targets_apart};
 
@@ -94,8 +94,8 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let store = args.place.open()?;
     let image = find(&store, &args.image)?;
     let _hold = store.hold(&image)?;
-    let commit = args.commit.as_deref().map(|name| request::commit::check(name, &image, &store));
-    let commit = commit.transpose().map_err(|why| CliError::refused(format!("--commit: {why}")))?;
+    let name = args.commit.as_deref().map(|name| request::commit::check(name, &image, &store));
+    let name = name.transpose().map_err(|why| CliError::refused(format!("--commit: {why}")))?;
     let limits = args.limits(&LimitPolicy::default())?;
     let mut spec = args.spec(&store, &image, limits)?;
     let _held;
@@ -105,11 +105,8 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     if output.is_unread() {
         return Err(CliError::Unread);
     }
-    if let Some((name, upper)) = commit.zip(upper)
-        && let Err(error) = store.commit(&image, &upper, name, Timestamp::now())
-    {
-        outcome.verdict = Verdict::Fault;
-        outcome.detail = Some(format!("could not commit: {error}"));
+    if let Some(name) = name {
+        commit::commit(&store, (Some(&image), upper), name, &mut outcome);
     }
     match output.into_json(&outcome, &limits) {
         Some(step) => {
@@ -164,6 +161,7 @@ impl Args {
             files: self.files.iter().map(|path| input::read(path)).collect::<Result<_, _>>()?,
             job_wall_ms: step.limits.wall_ms,
             when_alone: WhenAlone::Ends,
+            root_use: RootUse::Job,
             steps: vec![step],
             disk_bytes: positive(policy.disk_bytes.default)?,
         })

@@ -93,7 +93,11 @@ impl Inner {
             }
         };
         let log = harvest.log.clone();
+        // What an image was to be made of went with the container.
+        let is_without_image =
+            |outcome: &Outcome| job.spec.commit.is_some() && outcome.verdict == Verdict::Success;
         let outcome = outcome.filter(|outcome| outcome.verdict != Verdict::Fault);
+        let outcome = outcome.filter(|outcome| !is_without_image(outcome));
         let is_retried = outcome.is_none()
             && attempt < MAX_ATTEMPTS
             && self.store.retry(id, attempt, log.clone()).await? == Effect::Done;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use lazaret_sandbox::image::{Digest, ImageName};
 use lazaret_sandbox::spec::{
-    Access, ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, Rootfs, StepSpec, User,
-    VolumeMount, When, WhenAlone,
+    Access, ContainerSpec, Cpus, InputFile, Limits, OutputOverflow, RootUse, Rootfs, StepSpec,
+    User, VolumeMount, When, WhenAlone,
 };
 use lazaret_sandbox::volume::VolumeName;
 use serde::{Deserialize, Serialize};
@@ -187,6 +187,7 @@ impl JobSpec {
             io_bytes_per_s: self.io_bytes_per_s,
             job_wall_ms: self.job_wall_ms,
             when_alone: WhenAlone::GoesOn,
+            root_use: RootUse::Job,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::error::Error as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lazaret_sandbox::image::{self, Digest};
@@ -46,6 +47,8 @@ pub(super) struct Registry {
     purpose: RegistryOperation,
     tokens: oci_client::Client,
     http: reqwest::Client,
+    /// For what is sent for longer than an answer may take.
+    sender: reqwest::Client,
     authorization: RwLock<Authorization>,
 }
 
@@ -84,22 +87,21 @@ impl Registry {
             user_agent: USER_AGENT,
             ..ClientConfig::default()
         });
-        let http = reqwest::Client::builder()
-            .https_only(is_https_only)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .user_agent(USER_AGENT)
-            .build();
+        let client = || {
+            let client = reqwest::Client::builder().https_only(is_https_only);
+            client.connect_timeout(CONNECT_TIMEOUT).user_agent(USER_AGENT)
+        };
+        let (http, sender) = (client().read_timeout(READ_TIMEOUT).build(), client().build());
         let registry = source.registry().to_owned();
         let no_client = |reason: String| PullError::Unreachable { registry, reason };
-        let (tokens, http) = match (tokens, http) {
-            (Ok(tokens), Ok(http)) => (tokens, http),
-            (Err(error), _) => return Err(no_client(error.to_string())),
-            (_, Err(error)) => return Err(no_client(error.to_string())),
+        let (tokens, http, sender) = match (tokens, http, sender) {
+            (Ok(tokens), Ok(http), Ok(sender)) => (tokens, http, sender),
+            (Err(error), ..) => return Err(no_client(error.to_string())),
+            (_, Err(error), _) | (.., Err(error)) => return Err(no_client(error.to_string())),
         };
         let authorization = RwLock::new(Authorization::None);
-        let registry = Self { source, credentials, purpose, tokens, http, authorization };
-        let registry = Arc::new(registry);
+        let registry =
+            Arc::new(Self { source, credentials, purpose, tokens, http, sender, authorization });
         registry.authorize().await?;
         Ok(registry)
     }
@@ -166,21 +168,50 @@ impl Registry {
 
     /// Gets what is at `url`.
     async fn get(&self, url: &str, headers: HeaderMap) -> Result<Response, PullError> {
-        let response = self.send(|http| Ok(http.get(url).headers(headers.clone()))).await?;
+        let response = self.send(|http| http.get(url).headers(headers.clone())).await?;
         if response.status().is_success() { Ok(response) } else { Err(self.refusal(&response)) }
     }
 
     /// Sends a request. A token may have become too old meanwhile: then once more, with a new one.
     pub(super) async fn send(
         &self,
-        request: impl Fn(&reqwest::Client) -> Result<RequestBuilder, PullError>,
+        request: impl Fn(&reqwest::Client) -> RequestBuilder,
     ) -> Result<Response, PullError> {
-        let response = self.send_once(request(&self.http)?).await?;
+        self.send_by(&self.http, request).await
+    }
+
+    /// As [`Registry::send`], of a body whose sending takes its time: `sent` counts its bytes, and
+    /// what is given up is only one that stands still.
+    pub(super) async fn send_long(
+        &self,
+        request: impl Fn(&reqwest::Client) -> RequestBuilder,
+        sent: &AtomicU64,
+    ) -> Result<Response, PullError> {
+        let sending = self.send_by(&self.sender, request);
+        tokio::pin!(sending);
+        loop {
+            let before = sent.load(Ordering::Relaxed);
+            tokio::select! {
+                answer = &mut sending => return answer,
+                () = tokio::time::sleep(READ_TIMEOUT) => {}
+            }
+            if sent.load(Ordering::Relaxed) == before {
+                return Err(self.silent("it takes no more, and does not answer"));
+            }
+        }
+    }
+
+    async fn send_by(
+        &self,
+        client: &reqwest::Client,
+        request: impl Fn(&reqwest::Client) -> RequestBuilder,
+    ) -> Result<Response, PullError> {
+        let response = self.send_once(request(client)).await?;
         if response.status().as_u16() != UNAUTHORIZED {
             return Ok(response);
         }
         self.authorize().await?;
-        self.send_once(request(&self.http)?).await
+        self.send_once(request(client)).await
     }
 
     async fn send_once(&self, request: RequestBuilder) -> Result<Response, PullError> {

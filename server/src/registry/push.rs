@@ -1,7 +1,5 @@
 //! The way out: the blobs that a registry lacks, then the manifest that names them.
 
-use std::fs::File;
-use std::io::{Seek as _, SeekFrom};
 use std::sync::Arc;
 
 use lazaret_sandbox::image::oci::Descriptor;
@@ -14,6 +12,7 @@ use reqwest::Body;
 use super::client::Registry;
 use super::patience::Patience;
 use super::progress::{LayerProgress, LayerState, Teller};
+use super::upload::FileBody;
 use super::{Credentials, LocalStore, PullError, Source, Transport, ask, in_parallel, unusable};
 
 /// Where an image of the store goes.
@@ -92,7 +91,7 @@ async fn give_documents(
 ) -> Result<(), PullError> {
     let digest = Digest::of(config);
     if !registry.has(&digest).await? {
-        let body = || Ok(Body::from(config.to_vec()));
+        let body = |_: &_| Body::from(config.to_vec());
         registry.upload(&digest, config.len() as u64, body).await?;
     }
     registry.put_manifest(MANIFEST, manifest).await
@@ -117,6 +116,7 @@ async fn give_layer(
         Ok((images.pack(&layer, &mut file)?, file))
     });
     let (packed, file) = packed.await.map_err(unusable)?;
+    let file = Arc::new(file);
     let mut patience = Patience::new();
     loop {
         if is_there(registry, &packed.blob.digest, teller).await? {
@@ -124,7 +124,7 @@ async fn give_layer(
         }
         teller.layer(index, LayerState::Uploading, 0);
         let Descriptor { digest, size_bytes, .. } = packed.blob;
-        match registry.upload(&digest, size_bytes, || body(&file)).await {
+        match registry.upload(&digest, size_bytes, |sent| FileBody::of(&file, sent)).await {
             Ok(()) => return Ok(given((index, packed), LayerState::Uploaded, teller)),
             Err(error) => patience.wait(error, teller).await?,
         }
@@ -151,11 +151,4 @@ fn given((index, packed): (usize, PackedLayer), state: LayerState, teller: &Tell
     teller.packed(index, digest, size_bytes);
     teller.layer(index, state, size_bytes);
     packed
-}
-
-/// All of a file, from its start, for one request at a time.
-fn body(file: &File) -> Result<Body, std::io::Error> {
-    let mut file = file.try_clone()?;
-    file.seek(SeekFrom::Start(0))?;
-    Ok(Body::from(tokio::fs::File::from_std(file)))
 }

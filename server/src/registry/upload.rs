@@ -1,5 +1,15 @@
 //! What a registry is given (OCI distribution-spec 1.1, push): blobs in one piece, then a manifest.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use axum::body::Bytes;
+use futures_core::Stream;
 use lazaret_sandbox::image::Digest;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::{Body, Response, Url};
@@ -11,37 +21,37 @@ impl Registry {
     /// Whether it has this blob.
     pub(super) async fn has(&self, digest: &Digest) -> Result<bool, PullError> {
         let url = format!("{}/blobs/{digest}", self.source.url());
-        let response = self.send(|http| Ok(http.head(&url))).await?;
+        let response = self.send(|http| http.head(&url)).await?;
         match response.status().as_u16() {
             MISSING => Ok(false),
             _ => self.accepted(response).map(|_| true),
         }
     }
 
-    /// Gives it a blob of so many bytes, which each call of `body` gives anew.
+    /// Gives it a blob of so many bytes. Each call of `body` gives them anew, and counts them as
+    /// they go.
     pub(super) async fn upload(
         &self,
         digest: &Digest,
         bytes: u64,
-        body: impl Fn() -> std::io::Result<Body>,
+        body: impl Fn(&Arc<AtomicU64>) -> Body,
     ) -> Result<(), PullError> {
         let start = format!("{}/blobs/uploads/", self.source.url());
-        let response = self.send(|http| Ok(http.post(&start).header(CONTENT_LENGTH, 0))).await?;
+        let response = self.send(|http| http.post(&start).header(CONTENT_LENGTH, 0)).await?;
         let place = self.place(&start, &self.accepted(response)?)?;
-        let response = self.send(|http| {
-            let body = body().map_err(|error| self.silent(&error.to_string()))?;
+        let sent = Arc::new(AtomicU64::new(0));
+        let put = |http: &reqwest::Client| {
             let request = http.put(place.clone()).query(&[("digest", digest.to_string())]);
             let request = request.header(CONTENT_TYPE, "application/octet-stream");
-            Ok(request.header(CONTENT_LENGTH, bytes).body(body))
-        });
-        self.accepted(response.await?).map(drop)
+            request.header(CONTENT_LENGTH, bytes).body(body(&sent))
+        };
+        self.accepted(self.send_long(put, &sent).await?).map(drop)
     }
 
     /// Gives it a manifest, whose blobs it has.
     pub(super) async fn put_manifest(&self, kind: &str, text: &[u8]) -> Result<(), PullError> {
         let url = format!("{}/manifests/{}", self.source.url(), self.source.handle());
-        let put =
-            self.send(|http| Ok(http.put(&url).header(CONTENT_TYPE, kind).body(text.to_vec())));
+        let put = self.send(|http| http.put(&url).header(CONTENT_TYPE, kind).body(text.to_vec()));
         self.accepted(put.await?).map(drop)
     }
 
@@ -58,5 +68,40 @@ impl Registry {
 
     fn accepted(&self, response: Response) -> Result<Response, PullError> {
         if response.status().is_success() { Ok(response) } else { Err(self.refusal(&response)) }
+    }
+}
+
+/// A file as a body: read where this one is, so that several can be at it.
+pub(super) struct FileBody {
+    file: Arc<File>,
+    read_bytes: u64,
+    /// Counts what has gone.
+    sent: Arc<AtomicU64>,
+}
+
+/// Bytes that are read from the file at one time, which were written just before.
+const READ_BYTES: usize = 128 << 10;
+
+impl FileBody {
+    /// All of the file.
+    pub(super) fn of(file: &Arc<File>, sent: &Arc<AtomicU64>) -> Body {
+        let (file, sent) = (Arc::clone(file), Arc::clone(sent));
+        Body::wrap_stream(Self { file, read_bytes: 0, sent })
+    }
+}
+
+impl Stream for FileBody {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut chunk = vec![0; READ_BYTES];
+        let read = match self.file.read_at(&mut chunk, self.read_bytes) {
+            Ok(read) => read,
+            Err(error) => return Poll::Ready(Some(Err(error))),
+        };
+        self.read_bytes += read as u64;
+        self.sent.fetch_add(read as u64, Ordering::Relaxed);
+        chunk.truncate(read);
+        Poll::Ready((read > 0).then(|| Ok(chunk.into())))
     }
 }

@@ -11,7 +11,7 @@ use lazaret_sandbox::error::Result as SandboxResult;
 use lazaret_sandbox::image::{HOST_IMAGE, Image, ImageStore};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use lazaret_sandbox::spec::{
-    ContainerSpec, Cpus, Limits, OutputOverflow, StepSpec, User, When, WhenAlone,
+    ContainerSpec, Cpus, Limits, OutputOverflow, RootUse, StepSpec, User, When, WhenAlone,
 };
 use lazaret_sandbox::spool::{Entry, SpoolReader};
 use lazaret_sandbox::{Event, Zygote};
@@ -194,6 +194,7 @@ fn spec(store: &ImageStore, image: &Image, command: &[&str]) -> io::Result<Conta
         io_bytes_per_s: number(64 << 20)?,
         job_wall_ms: number(10_000)?,
         when_alone: WhenAlone::Ends,
+        root_use: RootUse::Job,
     })
 }
 
