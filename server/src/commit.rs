@@ -10,7 +10,7 @@ use lazaret_sandbox::outcome::{Outcome, Verdict};
 pub fn commit(
     images: &ImageStore,
     (base, upper): (Option<&Image>, Option<Upper>),
-    name: ImageName,
+    name: &ImageName,
     outcome: &mut Outcome,
 ) {
     if outcome.verdict != Verdict::Success {

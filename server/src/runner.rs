@@ -250,7 +250,7 @@ fn commit(
             None
         });
         let written = (base.as_ref(), running.container.take_upper());
-        commit::commit(&runner.images, written, name, outcome);
+        commit::commit(&runner.images, written, &name, outcome);
     });
 }
 

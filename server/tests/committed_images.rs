@@ -153,6 +153,47 @@ fn a_job_that_runs_already_can_be_committed_until_it_is_over() {
 }
 
 #[test]
+fn a_server_that_is_killed_before_the_image_is_made_has_it_made_by_the_next() {
+    let place = Place::new();
+    let server = Server::start(&place.data());
+    let text = "echo whole > /own/made; busybox sleep 1";
+    let id = server.submit(&committing("base", text, "again:1"));
+    server.wait_for(&id, "running");
+    server.signal("KILL");
+    server.ended();
+    // The container goes on, and nobody is there to take what it wrote.
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    assert!(!place.has("again:1"));
+    let server = Server::start(&place.data());
+    let job = server.wait_for(&id, "finished");
+    assert_eq!((&job["verdict"], &job["attempt"]), (&json!("success"), &json!(2)), "{job}");
+    let job = server.run(&script("again:1", "busybox cat /own/made"));
+    assert_eq!(job["steps"][0]["stdout"], "whole\n", "{job}");
+}
+
+#[test]
+fn commits_and_prunes_do_not_disturb_each_other() {
+    let place = Place::new();
+    let server = Server::start(&place.data());
+    std::thread::scope(|scope| {
+        let pruning = scope.spawn(|| {
+            for _ in 0..20 {
+                assert!(place.lazaret(&["image", "prune"]).status.success());
+            }
+        });
+        for number in 0..10 {
+            // The name is taken from the image before.
+            let job =
+                server.run(&committing("base", &format!("echo {number} > /own/n"), "pruned:1"));
+            assert_eq!(job["verdict"], "success", "{job}");
+        }
+        pruning.join().expect("pruned");
+    });
+    let job = server.run(&script("pruned:1", "busybox cat /own/n"));
+    assert_eq!(job["steps"][0]["stdout"], "9\n", "{job}");
+}
+
+#[test]
 fn a_run_without_a_server_can_be_committed_and_others_take_what_is_exported() {
     let place = Place::new();
     let words = ["run", "--image", "base", "--user", "0", "--commit", "run:2", "--"];

@@ -17,7 +17,8 @@ fn what_an_image_starts_with_is_what_its_dockerfile_says() {
     let context = Context::new(&format!(
         "ARG BASE=base\nARG SUFFIX\n{BASE}ENV FIRST=one PATH=/bin\nCMD [\"of the base\"]\n\
          FROM ${{BASE}}${{SUFFIX:-}}\nARG SUFFIX\nARG WHO=nobody\n\
-         ENV SECOND=\"$FIRST and\" \\\n    # a comment\n\n    THIRD='$FIRST' FOURTH=\"${{WHO:+by $WHO}}\"\n\
+         ENV SECOND=\"$FIRST and\" \\\n    # a comment\n\n\
+         THIRD='$FIRST' \\\n    FOURTH=\"${{WHO:+by $WHO}}\"\n\
          ENV FIFTH two words\nWORKDIR /a\nWORKDIR ../b/./c\nLABEL one=1 \"two words\"=\"2 3\"\n\
          EXPOSE 80 53/udp\nUSER 7:8\nSHELL [\"/bin/sh\", \"-euc\"]\nENTRYPOINT exec $FIRST\n"
     ));

@@ -106,7 +106,7 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         return Err(CliError::Unread);
     }
     if let Some(name) = name {
-        commit::commit(&store, (Some(&image), upper), name, &mut outcome);
+        commit::commit(&store, (Some(&image), upper), &name, &mut outcome);
     }
     match output.into_json(&outcome, &limits) {
         Some(step) => {

@@ -1,4 +1,5 @@
 //! A directory to build images in, and a data directory for them.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::fs;
 use std::path::Path;
