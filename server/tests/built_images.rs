@@ -113,6 +113,13 @@ fn what_is_pushed_comes_back_the_same_and_is_sent_once() {
     let told = context.client.pull(&target, &["--as", "other:name"]);
     assert_eq!(told.err.matches(": exists,").count(), 6, "{told:?}");
     assert_eq!(context.client.layers(), layers);
+    // Another repository of the same registry is given nothing that the registry has.
+    let moved = registry.reference("other/fruit:2");
+    for client in [&context.client, &elsewhere] {
+        let name = if client.images().len() > 1 { "built:1" } else { "other:name" };
+        let told = client.run(&["image", "push", name, &moved, "--plain-http"]);
+        assert_eq!((told.code, told.err.matches(": exists,").count()), (0, 6), "{told:?}");
+    }
     // What came from a registry goes back as it came.
     let other = registry.reference("team/fruit:3");
     let told = elsewhere.run(&["image", "push", "other:name", &other, "--plain-http"]);

@@ -33,6 +33,9 @@ pub struct PackedLayer {
     pub diff_id: Digest,
     /// The compressed one.
     pub blob: Descriptor,
+    /// Where it is known to be: registry and repository, joined by a slash.
+    #[serde(default)]
+    pub repository: Option<String>,
 }
 
 /// What describes an image to others.
@@ -48,14 +51,20 @@ impl PackedLayer {
     /// A layer that came, or comes, as this blob. Docker's names of the kinds have OCI's of the
     /// same: a manifest may not mix them.
     #[must_use]
-    pub fn new(diff_id: Digest, digest: Digest, size_bytes: u64, kind: &str) -> Self {
+    pub fn new(diff_id: Digest, (digest, size_bytes): (Digest, u64), kind: &str) -> Self {
         let compression =
             ["gzip", "zstd"].into_iter().find(|compression| kind.ends_with(compression));
         let media_type = match compression {
             Some(compression) => format!("{LAYER}+{compression}"),
             None => LAYER.into(),
         };
-        Self { diff_id, blob: Descriptor { digest, size_bytes, media_type } }
+        Self { diff_id, blob: Descriptor { digest, size_bytes, media_type }, repository: None }
+    }
+
+    /// The same, known to be in this repository.
+    #[must_use]
+    pub fn at(self, repository: String) -> Self {
+        Self { repository: Some(repository), ..self }
     }
 }
 
@@ -144,7 +153,8 @@ impl ImageStore {
         let directory =
             tree::open_directory(&path).doing(|| format!("could not open `{}`", path.display()))?;
         let packed = pack_compressed(directory.as_fd(), out)?;
-        let packed = PackedLayer::new(packed.diff_id, packed.digest, packed.size_bytes, "gzip");
+        let blob = (packed.digest, packed.size_bytes);
+        let packed = PackedLayer::new(packed.diff_id, blob, "gzip");
         self.remember_packed(&layer.digest, packed.clone())?;
         Ok(packed)
     }

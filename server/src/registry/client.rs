@@ -33,6 +33,7 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 
 // Answers of registries that mean something to us.
+pub(super) const CREATED: u16 = 201;
 const PARTIAL: u16 = 206;
 const UNAUTHORIZED: u16 = 401;
 const FORBIDDEN: u16 = 403;

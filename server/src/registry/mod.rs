@@ -184,7 +184,8 @@ async fn have_layer(
         None => {
             let layer = layer::fetch(registry, local, wanted, teller).await?;
             let Descriptor { digest, size_bytes, media_type } = &wanted.blob;
-            let packed = PackedLayer::new(diff_id, *digest, *size_bytes, media_type);
+            let packed = PackedLayer::new(diff_id, (*digest, *size_bytes), media_type);
+            let packed = packed.at(registry.source.place());
             let remember = move |images: &ImageStore| images.remember_packed(&diff_id, packed);
             let remembered = ask(local, remember).await;
             remembered.map_err(|source| unusable(&registry.source, source))?;

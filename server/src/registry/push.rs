@@ -107,7 +107,8 @@ async fn give_layer(
 ) -> Result<PackedLayer, PullError> {
     let unusable = |source| unusable(&registry.source, source);
     for known in ask(local, move |images| images.packed(&layer.digest)).await.map_err(unusable)? {
-        if is_there(registry, &known.blob.digest, teller).await? {
+        if is_there(registry, &known.blob.digest, teller).await? || mounts(registry, &known).await?
+        {
             return Ok(given((index, known), LayerState::Exists, teller));
         }
     }
@@ -125,9 +126,23 @@ async fn give_layer(
         teller.layer(index, LayerState::Uploading, 0);
         let Descriptor { digest, size_bytes, .. } = packed.blob;
         match registry.upload(&digest, size_bytes, |sent| FileBody::of(&file, sent)).await {
-            Ok(()) => return Ok(given((index, packed), LayerState::Uploaded, teller)),
+            Ok(()) => break,
             Err(error) => patience.wait(error, teller).await?,
         }
+    }
+    let known = packed.clone().at(registry.source.place());
+    let remembered = ask(local, move |images| images.remember_packed(&layer.digest, known)).await;
+    remembered.map_err(unusable)?;
+    Ok(given((index, packed), LayerState::Uploaded, teller))
+}
+
+/// Whether the registry has a blob elsewhere and takes it from there.
+async fn mounts(registry: &Registry, known: &PackedLayer) -> Result<bool, PullError> {
+    match &known.repository {
+        Some(place) if *place != registry.source.place() => {
+            registry.mount(&known.blob.digest, place).await
+        }
+        Some(_) | None => Ok(false),
     }
 }
 

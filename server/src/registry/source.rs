@@ -89,6 +89,11 @@ impl Source {
         self.reference.registry()
     }
 
+    /// Registry and repository, joined by a slash.
+    pub(super) fn place(&self) -> String {
+        format!("{}/{}", self.registry(), self.reference.repository())
+    }
+
     /// Where the repository is.
     pub(super) fn url(&self) -> String {
         let scheme = match self.transport {

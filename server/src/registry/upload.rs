@@ -15,7 +15,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::{Body, Response, Url};
 
 use super::PullError;
-use super::client::{MISSING, Registry};
+use super::client::{CREATED, MISSING, Registry};
 
 impl Registry {
     /// Whether it has this blob.
@@ -26,6 +26,18 @@ impl Registry {
             MISSING => Ok(false),
             _ => self.accepted(response).map(|_| true),
         }
+    }
+
+    /// Has it take a blob from another of its repositories, if it has it there and lets us at it.
+    pub(super) async fn mount(&self, digest: &Digest, place: &str) -> Result<bool, PullError> {
+        let own = format!("{}/", self.source.registry());
+        let Some(from) = place.strip_prefix(&own) else { return Ok(false) };
+        let start = format!("{}/blobs/uploads/", self.source.url());
+        let mount = [("mount", digest.to_string()), ("from", from.to_owned())];
+        let response =
+            self.send(|http| http.post(&start).query(&mount).header(CONTENT_LENGTH, 0)).await?;
+        // Otherwise it begins an upload, which it forgets.
+        Ok(response.status().as_u16() == CREATED)
     }
 
     /// Gives it a blob of so many bytes. Each call of `body` gives them anew, and counts them as
