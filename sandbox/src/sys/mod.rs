@@ -17,4 +17,6 @@ pub(crate) use process::{
     Fork, Namespaces, OneThread, clone_process, exec, exit, fork, let_signals_through,
     name_process, reset_signals,
 };
-pub(crate) use quota::{ProjectLimits, enforces_project_quotas, join_project, limit_project};
+pub(crate) use quota::{
+    ProjectLimits, enforces_project_quotas, join_project, limit_project, project_of,
+};

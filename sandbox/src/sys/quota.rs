@@ -101,16 +101,23 @@ pub(crate) fn limit_project(
     quotactl(file, Q_SETQUOTA, project, &mut quota)
 }
 
-/// Gives a directory, and what will be made in it, this project.
-pub(crate) fn join_project(directory: BorrowedFd<'_>, project: u32) -> io::Result<()> {
+/// The project of a directory; 0 if it has none.
+pub(crate) fn project_of(directory: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(attributes_of(directory)?.project)
+}
+
+fn attributes_of(directory: BorrowedFd<'_>) -> io::Result<Fsxattr> {
     let mut attributes = Fsxattr::default();
     // SAFETY: the request writes one `fsxattr`, which `attributes` is.
     let answer = unsafe {
         libc::ioctl(directory.as_raw_fd(), FS_IOC_FSGETXATTR as libc::Ioctl, &raw mut attributes)
     };
-    if answer != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    if answer == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives a directory, and what will be made in it, this project.
+pub(crate) fn join_project(directory: BorrowedFd<'_>, project: u32) -> io::Result<()> {
+    let mut attributes = attributes_of(directory)?;
     attributes.project = project;
     attributes.xflags |= FS_XFLAG_PROJINHERIT;
     // SAFETY: the request reads one `fsxattr`, which `attributes` is.

@@ -1,11 +1,12 @@
 //! The bound of a volume's size: a project quota of the file system (quotactl(2)), where it has
 //! any that are enforced. XFS and ext4 can.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Error, MAX_SIZE_BYTES, MIN_SIZE_BYTES, Result};
 use crate::sys::{self, ProjectLimits};
@@ -22,8 +23,9 @@ const FIRST_PROJECT: u32 = 1 << 30;
 const MEND: &str = "put the data directory on XFS mounted with `prjquota`, or on ext4 made with \
      `-O quota,project` and mounted with `prjquota`; or make the volume without a size";
 
-/// Bounds what the files in an empty directory of ours may take together.
-pub(super) fn bound(directory: &Path, bytes: u64) -> Result<()> {
+/// Bounds what the files in an empty directory of ours may take together, apart from those in
+/// `others`.
+pub(super) fn bound(directory: &Path, others: &[PathBuf], bytes: u64) -> Result<()> {
     if !(MIN_SIZE_BYTES..=MAX_SIZE_BYTES).contains(&bytes) {
         let why = format!("`{bytes}` bytes is not allowed");
         let mend = format!("choose {MIN_SIZE_BYTES} to {MAX_SIZE_BYTES}");
@@ -36,9 +38,7 @@ pub(super) fn bound(directory: &Path, bytes: u64) -> Result<()> {
         Err(error) if is_unsupported(&error) => return Err(unheld("it has no project quotas")),
         Err(error) => return Err(error.into()),
     }
-    // Numbers of inodes are unique on a file system, and this one lives as long as the volume.
-    let inode = u32::try_from(file.metadata()?.ino() % u64::from(FIRST_PROJECT));
-    let project = FIRST_PROJECT + inode.map_err(io::Error::other)?;
+    let project = free_project(&file, others)?;
     let limits = ProjectLimits {
         blocks: bytes.div_ceil(BLOCK_BYTES),
         inodes: (bytes / BYTES_PER_INODE).max(MIN_INODES),
@@ -49,6 +49,18 @@ pub(super) fn bound(directory: &Path, bytes: u64) -> Result<()> {
         Err(error) if is_unsupported(&error) => Err(unheld("its inodes cannot have a project")),
         joined => Ok(joined?),
     }
+}
+
+/// A project that none of `others` has, looked for from the one that the inode falls on: its number
+/// is its own on a file system, but has more bits than a project.
+fn free_project(file: &File, others: &[PathBuf]) -> Result<u32> {
+    let taken = others.iter().map(|other| Ok(sys::project_of(File::open(other)?.as_fd())?));
+    let taken: HashSet<u32> = taken.collect::<Result<_>>()?;
+    let inode = u32::try_from(file.metadata()?.ino() % u64::from(FIRST_PROJECT));
+    let first = inode.map_err(io::Error::other)?;
+    let numbers = (0..FIRST_PROJECT).map(|step| (first + step) % FIRST_PROJECT);
+    let free = numbers.map(|number| FIRST_PROJECT + number).find(|one| !taken.contains(one));
+    Ok(free.ok_or_else(|| io::Error::other("all projects are taken"))?)
 }
 
 fn unheld(why: &str) -> Error {

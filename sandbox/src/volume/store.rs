@@ -197,7 +197,8 @@ impl VolumeStore {
         // Whoever a job's user is, and whatever the umask of whoever started us.
         fs::set_permissions(&files, Permissions::from_mode(0o777)).context(doing)?;
         if let Some(bytes) = volume.size_bytes {
-            quota::bound(&files, bytes)?;
+            let others = self.list()?.into_iter().map(|other| self.path(&other.name).join(FILES));
+            quota::bound(&files, &others.collect::<Vec<_>>(), bytes)?;
         }
         let text = serde_json::to_vec_pretty(volume).context(doing)?;
         let about = directory.join(ABOUT);

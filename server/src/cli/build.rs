@@ -36,8 +36,8 @@ const CPU_MS: NonZeroU64 = NonZeroU64::new(u32::MAX as u64).unwrap();
     after_help = "Each RUN is a container of its own, without a network, as root of the image \
     unless USER says otherwise. What it writes is kept in memory until it has ended. Steps that \
     were done before are not done again; `lazaret image prune` forgets those of no image.\n\n\
-    HEALTHCHECK, STOPSIGNAL and VOLUME are left out. ONBUILD, flags of RUN, here-documents in COPY, \
-    and ADD of what is not on this host are refused."
+    HEALTHCHECK, STOPSIGNAL and VOLUME are left out. ONBUILD, flags of RUN, here-documents in \
+    COPY, and ADD of what is not on this host are refused."
 )]
 pub(super) struct Args {
     /// The Dockerfile, or the directory that it is in.
