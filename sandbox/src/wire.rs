@@ -13,12 +13,15 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::clock;
 
 use crate::spec::MAX_VOLUMES;
 
@@ -115,6 +118,28 @@ impl Channel {
                 return Ok(message);
             }
             self.fill(RecvFlags::empty())?;
+        }
+    }
+
+    /// The next frame and its descriptors; `TimedOut` if it is not there within the bound. It may
+    /// have come with the one before it, so that there is nothing more to read.
+    pub(crate) fn recv_within<T: DeserializeOwned>(
+        &mut self,
+        bound: Duration,
+    ) -> io::Result<(T, Vec<OwnedFd>)> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let deadline = clock::now() + bound;
+        loop {
+            if let Some(message) = self.try_recv()? {
+                return Ok(message);
+            }
+            let left = deadline.saturating_sub(clock::now());
+            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+            if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout)))? == 0 {
+                let text = format!("no answer within {bound:?}");
+                return Err(io::Error::new(ErrorKind::TimedOut, text));
+            }
         }
     }
 
@@ -279,6 +304,18 @@ mod tests {
         a.send(&3_u8, &[one.as_fd()]).expect("sent");
         let mut next = || b.recv::<u8>().map(|(n, fds)| (n, fds.len())).expect("received");
         assert_eq!([next(), next(), next()], [(1, 0), (2, 2), (3, 1)]);
+    }
+
+    #[test]
+    fn a_frame_that_came_with_the_one_before_is_not_waited_for() {
+        let (a, mut b) = channels(MAX_FRAME_BYTES);
+        a.send(&1_u8, &[]).expect("sent");
+        a.send(&2_u8, &[]).expect("sent");
+        let bound = Duration::from_secs(60);
+        let mut next = || b.recv_within::<u8>(bound).map(|(n, _)| n).expect("received");
+        assert_eq!([next(), next()], [1, 2]);
+        let late = b.recv_within::<u8>(Duration::from_millis(1)).expect_err("nothing came");
+        assert_eq!(late.kind(), ErrorKind::TimedOut);
     }
 
     #[test]

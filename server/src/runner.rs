@@ -12,9 +12,9 @@ use lazaret_sandbox::{Container, Event};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::commit;
+use crate::commit::{self, Written};
 use crate::holds;
-use crate::job::{self, Inputs, JobEnd, JobId, JobImage, JobSpec};
+use crate::job::{self, Inputs, JobEnd, JobId, JobSpec};
 use crate::live::LiveJob;
 use crate::logs::LogFiles;
 use crate::logs::harvest::{self, Harvest};
@@ -181,7 +181,7 @@ pub async fn run(
                 Ok(mut outcome) => {
                     let name = job.take_commit().or_else(|| spec.commit.clone());
                     if let Some(name) = name {
-                        commit(runner, &mut running, (&spec.image, name), &mut outcome);
+                        commit(runner, &mut running, (&spec, &name), &mut outcome);
                     }
                     (Ok(outcome), Some(running))
                 }
@@ -241,16 +241,16 @@ fn start_blocking(runner: &Runner, claimed: Claimed) -> Result<Container, Fault>
 fn commit(
     runner: &Runner,
     running: &mut Running,
-    (image, name): (&JobImage, ImageName),
+    (spec, name): (&JobSpec, &ImageName),
     outcome: &mut Outcome,
 ) {
     tokio::task::block_in_place(|| {
-        let base = holds::find(&runner.images, image).unwrap_or_else(|error| {
+        let base = holds::find(&runner.images, &spec.image).unwrap_or_else(|error| {
             tracing::error!(%error, "could not find the image of a job");
             None
         });
-        let written = (base.as_ref(), running.container.take_upper());
-        commit::commit(&runner.images, written, &name, outcome);
+        let (upper, disk_bytes) = (running.container.take_upper(), spec.disk_bytes);
+        commit::commit(&runner.images, Written { upper, base, disk_bytes }, name, outcome);
     });
 }
 

@@ -48,6 +48,15 @@ fn after_a_change_only_the_steps_from_there_on_run_again() {
 }
 
 #[test]
+fn the_data_directory_may_be_named_from_here() {
+    let context = Context::new(SIX_STEPS);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lazaret"));
+    command.args(["image", "build", "-t", "here:1", "--data", "data", "."]);
+    let told: Told = command.current_dir(context.path()).output().expect("ran").into();
+    assert_eq!(told.code, 0, "{told:?}");
+}
+
+#[test]
 fn others_read_and_run_what_is_exported() {
     let context = Context::new(SIX_STEPS);
     context.built();

@@ -99,10 +99,15 @@ fn a_job_that_does_not_succeed_makes_no_image() {
         assert_eq!(job["verdict"], verdict, "{job}");
     }
     // A name that means in an archive that another is hidden.
-    let job = server.run(&committing("base", "echo > /own/.wh.kept", "never"));
-    assert_eq!(job["verdict"], "failure", "{job}");
-    let detail = job["detail"].as_str().expect("a reason");
-    assert!(detail.contains("own/.wh.kept") && detail.contains("never"), "{detail}");
+    let hidden = ("echo > /own/.wh.kept", "own/.wh.kept");
+    // A hole takes no room in the container, but would take hours here.
+    let hole = ("busybox truncate -s 200000000000 /own/hole", "too large");
+    for (text, words) in [hidden, hole] {
+        let job = server.run(&committing("base", text, "never"));
+        assert_eq!(job["verdict"], "failure", "{job}");
+        let detail = job["detail"].as_str().expect("a reason");
+        assert!(detail.contains(words) && detail.contains("never"), "{detail}");
+    }
     assert!(!place.has("never"));
 }
 

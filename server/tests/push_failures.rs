@@ -136,7 +136,7 @@ fn an_upload_goes_where_the_registry_says_on_itself_and_nowhere_else() {
         _ => taking(method, path),
     });
     let told = push(&client, &registry);
-    assert!(told.code == 1 && told.err.contains("where on it an upload goes"), "{told:?}");
+    assert!(told.code == 2 && told.err.contains("where on it an upload goes"), "{told:?}");
     assert_eq!(elsewhere.count(""), 0);
 }
 

@@ -165,12 +165,20 @@ fn read_chunks(
     Ok(())
 }
 
+/// A file that would be written through a link, which somebody else has put there.
+fn through_link(path: &str) -> io::Error {
+    let why = format!("could not make `{path}`: there is a symbolic link");
+    io::Error::new(ErrorKind::PermissionDenied, why)
+}
+
 fn open_file(workdir: BorrowedFd<'_>, path: &str, mode: u32) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     for (end, _) in path.match_indices('/') {
         let parent = &path[..end];
-        make_directory(workdir, parent, resolve)
-            .context(|| format!("could not make the directory `{parent}`"))?;
+        match make_directory(workdir, parent, resolve) {
+            Err(Errno::LOOP) => return Err(through_link(parent)),
+            made => made.context(|| format!("could not make the directory `{parent}`"))?,
+        }
     }
     let flags = OFlags::WRONLY
         | OFlags::CREATE
@@ -179,8 +187,11 @@ fn open_file(workdir: BorrowedFd<'_>, path: &str, mode: u32) -> io::Result<Owned
         | OFlags::NONBLOCK
         | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(mode & 0o777);
-    let file = openat2(workdir, path, flags, mode, resolve)
-        .context(|| format!("could not make `{path}`"))?;
+    let file = match openat2(workdir, path, flags, mode, resolve) {
+        Ok(file) => file,
+        Err(Errno::LOOP) => return Err(through_link(path)),
+        Err(error) => return Err(error).context(|| format!("could not make `{path}`")),
+    };
     fchmod(&file, mode)?;
     Ok(file)
 }

@@ -32,10 +32,10 @@ impl ImageStore {
         base: &Image,
         upper: &Upper,
         name: ImageName,
-        now: Timestamp,
+        (now, bounds): (Timestamp, Bounds),
     ) -> Result<Image> {
         self.can_build_on(base)?;
-        let HeldLayer { layer, hold: _hold } = self.commit_layer(upper, Bounds::default())?;
+        let HeldLayer { layer, hold: _hold } = self.commit_layer(upper, bounds)?;
         let layers = layer.on(&base.layers);
         let (digest, aliases) = (None, Vec::new());
         let (platform, config) = (Some(base.platform.parse()?), base.config.clone());

@@ -1,7 +1,7 @@
 //! Files of a tree become a layer on others, as `COPY` of a Dockerfile has it.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{self, Read};
 
 use rustix::fs::{FileType, Timespec};
 use sha2::{Digest as _, Sha256};
@@ -10,10 +10,8 @@ use super::entry::{Attributes, Entries, EntryPath, Node, bad, unreadable};
 use super::files::{FileTree, Kind, Place};
 use super::layer::{Bounds, LayerWriter};
 use super::walk::{Chooser, Owners, walk_chosen};
-use super::{Digest, HeldLayer, ImageStore, Layer, Result};
+use super::{Digest, Error, HeldLayer, ImageStore, Layer, Result};
 
-/// Bytes of a file that are read at one time.
-const READ_BYTES: usize = 64 << 10;
 /// The permissions of directories on the way that nobody has made.
 const NEW_DIRECTORY_MODE: u32 = 0o755;
 
@@ -40,14 +38,14 @@ impl Copying<'_> {
     /// but not when it was written.
     ///
     /// # Errors
-    /// If the files cannot be read.
-    pub fn digest(&self) -> Result<Digest> {
-        let mut described = Described { hasher: Sha256::new(), keeps_owners: self.owner.is_none() };
+    /// If the files cannot be read; [`Error::TooLarge`].
+    pub fn digest(&self, bounds: Bounds) -> Result<Digest> {
+        let mut described = Described::new(self, bounds);
         for source in &self.sources {
-            described.note(b's', source.path(), &[&source.name]);
+            described.source(source);
             self.walk(source, &mut described)?;
         }
-        Ok(Digest::finish(described.hasher))
+        Ok(described.finish())
     }
 
     fn walk(&self, source: &Place, entries: &mut impl Entries) -> Result<()> {
@@ -56,14 +54,21 @@ impl Copying<'_> {
 }
 
 impl ImageStore {
-    /// Makes a layer of files that are copied onto `base`, the topmost first.
+    /// Makes a layer of files that are copied onto `base`, the topmost first. Answers with the
+    /// digest of what was copied, too: it may have been changed since [`Copying::digest`].
     ///
     /// # Errors
-    /// [`super::Error::BadArchive`] where a file and a directory meet, or a file cannot be in an
-    /// image; [`super::Error::TooLarge`].
-    pub fn copy(&self, base: &[Layer], copy: &Copying<'_>, bounds: Bounds) -> Result<HeldLayer> {
+    /// [`Error::BadArchive`] where a file and a directory meet, or a file cannot be in an
+    /// image; [`Error::TooLarge`].
+    pub fn copy(
+        &self,
+        base: &[Layer],
+        copy: &Copying<'_>,
+        bounds: Bounds,
+    ) -> Result<(HeldLayer, Digest)> {
         let below = self.files(base)?;
-        self.make_layer(bounds, |layer| {
+        let mut described = Described::new(copy, bounds);
+        let made = self.make_layer(bounds, |layer| {
             let destination = below.place(&copy.destination)?;
             let is_directory = copy.into_directory || destination.kind == Some(Kind::Directory);
             let mut target = Target::new(&below, layer, copy.owner);
@@ -74,17 +79,19 @@ impl ImageStore {
                     }
                     Some(_) | None => destination.path.clone(),
                 };
-                let (from, copied) = (&source.path, copy);
-                copy.walk(source, &mut Placed { target: &mut target, from, to, copied })?;
+                described.source(source);
+                let (from, target, described) = (&source.path, &mut target, &mut described);
+                copy.walk(source, &mut Placed { target, described, from, to, copied: copy })?;
             }
             Ok(None)
-        })
+        });
+        Ok((made?, described.finish()))
     }
 
     /// Makes a layer on `base` with nothing but a directory of this owner, if there is none.
     ///
     /// # Errors
-    /// [`super::Error::BadArchive`] if a file is there.
+    /// [`Error::BadArchive`] if a file is there.
     pub fn with_directory(
         &self,
         base: &[Layer],
@@ -164,6 +171,7 @@ impl<'a> Target<'a> {
 /// Entries on their way to where they are copied to.
 struct Placed<'a, 'b> {
     target: &'a mut Target<'b>,
+    described: &'a mut Described,
     /// What is copied, and what that becomes.
     from: &'a EntryPath,
     to: EntryPath,
@@ -210,6 +218,7 @@ impl Placed<'_, '_> {
 
 impl Entries for Placed<'_, '_> {
     fn directory(&mut self, path: &EntryPath, attributes: &Attributes) -> Result<()> {
+        self.described.directory(path, attributes)?;
         let place = self.place(path)?;
         let place = self.target.below.place(place.as_bytes())?;
         if place.kind.is_some() || path == self.from {
@@ -223,13 +232,17 @@ impl Entries for Placed<'_, '_> {
         &mut self,
         path: &EntryPath,
         attributes: &Attributes,
-        content: (u64, &mut dyn Read),
+        (bytes, content): (u64, &mut dyn Read),
     ) -> Result<()> {
         let place = self.place_file(path)?;
-        self.target.layer.file(&place, &self.attributes(attributes), content)
+        self.described.open_file(path, attributes, bytes)?;
+        let own = self.attributes(attributes);
+        let mut content = Hashing { content, hasher: &mut self.described.hasher };
+        self.target.layer.file(&place, &own, (bytes, &mut content))
     }
 
     fn symlink(&mut self, path: &EntryPath, attributes: &Attributes, target: &[u8]) -> Result<()> {
+        self.described.symlink(path, attributes, target)?;
         let place = self.place_file(path)?;
         self.target.layer.symlink(&place, &self.attributes(attributes), target)
     }
@@ -240,18 +253,20 @@ impl Entries for Placed<'_, '_> {
         attributes: &Attributes,
         target: &EntryPath,
     ) -> Result<()> {
+        self.described.hard_link(path, attributes, target)?;
         let (place, target) = (self.place_file(path)?, self.place(target)?);
         self.target.layer.hard_link(&place, &self.attributes(attributes), &target)
     }
 
     fn node(&mut self, path: &EntryPath, attributes: &Attributes, node: Node) -> Result<()> {
+        self.described.node(path, attributes, node)?;
         let place = self.place_file(path)?;
         self.target.layer.node(&place, &self.attributes(attributes), node)
     }
 
-    fn opaque(&mut self, _path: &EntryPath) -> Result<()> {
+    fn opaque(&mut self, path: &EntryPath) -> Result<()> {
         // It says something of what lies below its own layer.
-        Ok(())
+        self.described.opaque(path)
     }
 }
 
@@ -260,9 +275,34 @@ impl Entries for Placed<'_, '_> {
 struct Described {
     hasher: Sha256,
     keeps_owners: bool,
+    bounds: Bounds,
+    bytes: u64,
 }
 
 impl Described {
+    fn new(copy: &Copying<'_>, bounds: Bounds) -> Self {
+        let keeps_owners = copy.owner.is_none();
+        Self { hasher: Sha256::new(), keeps_owners, bounds, bytes: 0 }
+    }
+
+    fn source(&mut self, source: &Place) {
+        self.note(b's', source.path(), &[&source.name]);
+    }
+
+    fn finish(self) -> Digest {
+        Digest::finish(self.hasher)
+    }
+
+    /// A file, whose bytes follow.
+    fn open_file(&mut self, path: &EntryPath, attributes: &Attributes, bytes: u64) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.bounds.unpacked_bytes {
+            let limit = format!("{} bytes", self.bounds.unpacked_bytes);
+            return Err(Error::TooLarge { limit });
+        }
+        self.note_entry(b'f', path, attributes, &bytes.to_le_bytes())
+    }
+
     fn note(&mut self, kind: u8, path: &[u8], fields: &[&[u8]]) {
         self.hasher.update([kind]);
         for field in std::iter::once(&path).chain(fields) {
@@ -301,19 +341,13 @@ impl Entries for Described {
         attributes: &Attributes,
         (bytes, content): (u64, &mut dyn Read),
     ) -> Result<()> {
-        self.note_entry(b'f', path, attributes, &bytes.to_le_bytes())?;
-        let mut left = bytes;
-        let mut buffer = vec![0; READ_BYTES];
-        while left > 0 {
-            let read = content.read(&mut buffer);
-            let read = read.map_err(|error| unreadable(path.as_bytes(), &error))?;
-            if read == 0 {
-                return Err(bad(path.as_bytes(), "is cut short"));
-            }
-            self.hasher.update(&buffer[..read]);
-            left = left.saturating_sub(read as u64);
+        self.open_file(path, attributes, bytes)?;
+        let mut content = Hashing { content, hasher: &mut self.hasher };
+        let read = io::copy(&mut content, &mut io::sink());
+        match read.map_err(|error| unreadable(path.as_bytes(), &error))? {
+            read if read == bytes => Ok(()),
+            _ => Err(bad(path.as_bytes(), "is cut short")),
         }
-        Ok(())
     }
 
     fn symlink(&mut self, path: &EntryPath, attributes: &Attributes, target: &[u8]) -> Result<()> {
@@ -340,5 +374,19 @@ impl Entries for Described {
     fn opaque(&mut self, path: &EntryPath) -> Result<()> {
         self.note(b'o', path.as_bytes(), &[]);
         Ok(())
+    }
+}
+
+/// A file's content, hashed as it is read.
+struct Hashing<'a> {
+    content: &'a mut dyn Read,
+    hasher: &'a mut Sha256,
+}
+
+impl Read for Hashing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.content.read(buffer)?;
+        self.hasher.update(&buffer[..bytes]);
+        Ok(bytes)
     }
 }

@@ -242,12 +242,13 @@ impl ImageStore {
 /// namespace of its own, and lives on in its descriptor alone. Relative names keep the options
 /// within the page that mount(2) takes.
 fn overlay(directory: &Path, lower: &str) -> io::Result<OwnedFd> {
+    let directory = fs::canonicalize(directory)?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     // Of this thread alone: it shares no working directory any more.
-    rustix::process::chdir(directory)?;
+    rustix::process::chdir(&directory)?;
     let options = CString::new(format!("lowerdir={lower},xino=off,redirect_dir=nofollow"))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     mount("overlay", ".", "overlay", flags, options.as_c_str())?;
-    tree::open_directory(&fs::canonicalize(directory)?)
+    tree::open_directory(&directory)
 }

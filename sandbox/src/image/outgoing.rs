@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -98,13 +98,23 @@ impl ImageStore {
     pub fn export(&self, image: &Image, destination: &Path) -> Result<Digest> {
         let _hold = self.hold(image)?;
         self.can_leave(image)?;
-        DirBuilder::new()
-            .mode(0o755)
-            .create(destination)
-            .doing(|| format!("could not make `{}`", destination.display()))?;
-        self.export_into(image, destination).inspect_err(|_failed| {
+        let doing = || format!("could not make `{}`", destination.display());
+        if destination.symlink_metadata().is_ok() {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists)).doing(doing);
+        }
+        // Whoever is killed halfway leaves nothing that looks like a layout, or is in the way.
+        let mut unfinished = destination.as_os_str().to_owned();
+        unfinished.push(format!(".unfinished-{}", std::process::id()));
+        let unfinished = Path::new(&unfinished);
+        DirBuilder::new().mode(0o755).create(unfinished).doing(doing)?;
+        let exported = self.export_into(image, unfinished).and_then(|digest| {
+            renameat_with(CWD, unfinished, CWD, destination, RenameFlags::NOREPLACE)
+                .doing(doing)?;
+            Ok(digest)
+        });
+        exported.inspect_err(|_failed| {
             // It is ours; the error that is told is the first.
-            drop(fs::remove_dir_all(destination));
+            drop(fs::remove_dir_all(unfinished));
         })
     }
 

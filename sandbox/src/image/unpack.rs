@@ -120,21 +120,28 @@ fn attributes<R: Read>(entry: &mut Entry<'_, R>, path: &EntryPath) -> Result<Att
     if uid.max(gid) > u64::from(MAX_ID) {
         return Err(bad(path.as_bytes(), &format!("has an owner or group above {MAX_ID}")));
     }
-    let modified_at = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: 0 };
-    let xattrs = extended_attributes(entry, path)?;
+    let seconds = i64::try_from(seconds).unwrap_or(0);
+    let Records { xattrs, modified_at } = records(entry, path)?;
+    let modified_at = Timespec { tv_sec: modified_at.unwrap_or(seconds), tv_nsec: 0 };
     Ok(Attributes { mode, uid, gid, modified_at, xattrs })
 }
 
-/// Extended attributes from the entry's pax records. Other records that matter, the tar crate has
-/// applied already; those of pax sparse files it would unpack as content, so they are refused.
-fn extended_attributes<R: Read>(
-    entry: &mut Entry<'_, R>,
-    path: &EntryPath,
-) -> Result<Vec<(String, Vec<u8>)>> {
+/// What is taken from the pax records in front of an entry.
+#[derive(Default)]
+struct Records {
+    xattrs: Vec<(String, Vec<u8>)>,
+    /// Seconds, where the header has no room for them.
+    modified_at: Option<i64>,
+}
+
+/// Extended attributes and the time from the entry's pax records. Other records that matter, the
+/// tar crate has applied already; those of pax sparse files it would unpack as content, so they are
+/// refused.
+fn records<R: Read>(entry: &mut Entry<'_, R>, path: &EntryPath) -> Result<Records> {
     let bad_record = |error| unreadable(path.as_bytes(), &error);
-    let mut xattrs = Vec::new();
+    let mut found = Records::default();
     let Some(records) = entry.pax_extensions().map_err(bad_record)? else {
-        return Ok(xattrs);
+        return Ok(found);
     };
     for record in records {
         let record = record.map_err(bad_record)?;
@@ -143,10 +150,15 @@ fn extended_attributes<R: Read>(
             return Err(bad(path.as_bytes(), "is sparse in a way that cannot be read"));
         }
         if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
-            xattrs.push((name.to_owned(), record.value_bytes().to_vec()));
+            found.xattrs.push((name.to_owned(), record.value_bytes().to_vec()));
+        }
+        if key == "mtime" {
+            // With a fraction, perhaps, of which nothing is kept.
+            let seconds = record.value().ok().and_then(|text| text.split('.').next());
+            found.modified_at = seconds.and_then(|seconds| seconds.parse().ok());
         }
     }
-    Ok(xattrs)
+    Ok(found)
 }
 
 fn link_target<R: Read>(entry: &Entry<'_, R>, path: &EntryPath) -> Result<Vec<u8>> {

@@ -1,10 +1,9 @@
 //! A container as its shim holds it: the cgroup, init, the storage; from the first to the last.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{
@@ -135,8 +134,7 @@ impl Container {
 
     /// Init's next report; its failures are errors.
     fn report(&mut self) -> Result<(Report, Vec<OwnedFd>)> {
-        await_readable(self.init.as_fd(), SET_UP_BOUND).at(Stage::Init)?;
-        match self.init.recv().at(Stage::Init)? {
+        match self.init.recv_within(SET_UP_BOUND).at(Stage::Init)? {
             (Report::Failed(failure), _) => Err(Error::from(failure)),
             report => Ok(report),
         }
@@ -228,22 +226,14 @@ fn why_refused(init: &mut Channel, error: io::Error) -> Error {
     }
 }
 
-/// Waits until there is something to read; `TimedOut` beyond the bound.
-pub(super) fn await_readable(fd: BorrowedFd<'_>, bound: Duration) -> io::Result<()> {
-    let timeout = Timespec::try_from(bound).map_err(io::Error::other)?;
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout)))? {
-        0 => Err(io::Error::new(ErrorKind::TimedOut, format!("no answer within {bound:?}"))),
-        _ => Ok(()),
-    }
-}
-
 fn unexpected(report: &Report) -> Error {
     Error { stage: Stage::Init, source: io::Error::other(format!("init answered `{report:?}`")) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
     use crate::wire;
 

@@ -1,11 +1,11 @@
 //! A step from its pipes to the gate: forked by init, set up, and waiting for the word to go.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::container::{SET_UP_BOUND, await_readable};
+use super::container::SET_UP_BOUND;
 use super::job::Job;
 use super::unrun;
 use crate::error::{At as _, Result, Stage};
@@ -91,8 +91,7 @@ fn order_run(job: &mut Job<'_>, step: &StepSpec) -> Result<Launched> {
 }
 
 fn await_ready(gate: &mut Channel) -> Result<Option<i32>> {
-    await_readable(gate.as_fd(), SET_UP_BOUND).at(Stage::Step)?;
-    match gate.recv().at(Stage::Step)? {
+    match gate.recv_within(SET_UP_BOUND).at(Stage::Step)? {
         (GateReport::Ready, _) => Ok(None),
         (GateReport::NoWorkdir(error), _) => Ok(Some(error)),
         (GateReport::NotExecuted(error), _) => {

@@ -30,7 +30,8 @@ fn an_image_is_made_of_what_was_written_and_runs(sandbox: &Sandbox) {
     let now = "2026-01-02T00:00:00Z".parse().expect("a time");
     let name = "committed".parse().expect("a name");
     let upper = upper.expect("what it wrote");
-    let image = sandbox.images().commit(&image, &upper, name, now).expect("committed");
+    let image =
+        sandbox.images().commit(&image, &upper, name, (now, Bounds::default())).expect("committed");
     assert_eq!(image.layers.len(), 2);
     let again = sandbox.images().commit_layer(&upper, Bounds::default()).expect("the same");
     assert_eq!(again.layer, image.layers[0]);

@@ -1,7 +1,6 @@
 //! The directory that a build copies from, less what its `.dockerignore` names.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::io::Read as _;
 use std::path::Path;
 
 use globset::{Glob, GlobBuilder, GlobMatcher};
@@ -10,6 +9,10 @@ use lazaret_sandbox::image::{Choice, FileTree, Kind, Place};
 use super::BuildError;
 
 const IGNORE_FILE: &str = ".dockerignore";
+/// How much of it is read.
+const MAX_IGNORE_BYTES: u64 = 1 << 20;
+/// What some editors put in front of a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Files to copy from.
 pub(super) struct Files {
@@ -28,13 +31,18 @@ impl Files {
     /// Those of a directory of this host.
     pub(super) fn of_directory(path: &Path) -> Result<Self, BuildError> {
         let tree = FileTree::of_directory(path)?;
-        let text = match fs::read_to_string(path.join(IGNORE_FILE)) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            Err(error) => {
-                return Err(BuildError::refused(format!("`{IGNORE_FILE}`: {error}")));
+        let place = tree.place(IGNORE_FILE.as_bytes())?;
+        let mut text = String::new();
+        if place.kind.is_some() {
+            let refused = |why: &str| BuildError::refused(format!("`{IGNORE_FILE}`: {why}"));
+            let file = tree.open(&place)?;
+            let metadata = file.metadata().map_err(|error| refused(&error.to_string()))?;
+            if !metadata.is_file() {
+                return Err(refused("it is not a file"));
             }
-        };
+            let read = file.take(MAX_IGNORE_BYTES).read_to_string(&mut text);
+            read.map_err(|error| refused(&error.to_string()))?;
+        }
         Ok(Self { tree, ignored: rules(&text)? })
     }
 
@@ -103,31 +111,43 @@ impl Rule {
 }
 
 fn rules(text: &str) -> Result<Vec<Rule>, BuildError> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines = lines.filter(|line| !line.starts_with('#'));
-    lines
-        .map(|line| {
-            let (is_exception, pattern) = match line.strip_prefix('!') {
-                Some(pattern) => (true, pattern.trim()),
-                None => (false, line),
-            };
-            let parts: Vec<&str> =
-                pattern.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-            Ok(Rule { pattern: glob(&parts.join("/"))?, is_exception })
-        })
-        .collect()
+    let mut rules = Vec::new();
+    let lines = text.trim_start_matches(BYTE_ORDER_MARK).lines().map(str::trim);
+    for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (is_exception, pattern) = match line.strip_prefix('!') {
+            Some(pattern) => (true, pattern.trim()),
+            None => (false, line),
+        };
+        let mut parts = Vec::new();
+        for part in pattern.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()),
+                part => parts.push(part),
+            }
+        }
+        // The context itself is there in any case.
+        if !parts.is_empty() {
+            rules.push(Rule { pattern: glob(&parts.join("/"))?, is_exception });
+        }
+    }
+    Ok(rules)
 }
 
 /// A pattern whose `*` stops at a slash.
 fn glob(pattern: &str) -> Result<GlobMatcher, BuildError> {
+    // Braces mean nothing in Go's patterns.
+    let pattern = pattern.replace('{', "[{]").replace('}', "[}]");
     let built: Result<Glob, _> =
-        GlobBuilder::new(pattern).literal_separator(true).backslash_escape(true).build();
+        GlobBuilder::new(&pattern).literal_separator(true).backslash_escape(true).build();
     let built = built.map_err(|error| BuildError::refused(format!("pattern {error}")))?;
     Ok(built.compile_matcher())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn files(ignored: &str, names: &[&str]) -> (tempfile::TempDir, Files) {
@@ -144,10 +164,14 @@ mod tests {
 
     #[test]
     fn the_last_line_that_names_a_file_or_its_directory_counts() {
-        let ignored = "# a comment\n*.log\n/secret\ndocs/**/*.tmp\nbuild/\n!build/kept\n./x/../y\n";
+        let ignored = "\u{feff}# a comment\n*.log\n/\n.\n!\nx/../cleaned\n{a,b}\n\
+            /secret\ndocs/**/*.tmp\nbuild/\n!build/kept\n./x/../y\n";
         let (_directory, files) = files(ignored, &["a"]);
         for (path, choice) in [
             ("a", Choice::Whole),
+            ("", Choice::Whole),
+            ("cleaned", Choice::Inside),
+            ("{a,b}", Choice::Inside),
             ("a.log", Choice::Inside),
             ("sub/a.log", Choice::Whole),
             ("secret/deep/file", Choice::Inside),

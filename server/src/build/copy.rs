@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::context::Files;
 use super::plan::{self, Archives};
-use super::stage::{Stage, absolute};
+use super::stage::{Stage, absolute, put};
 use super::{Build, BuildError};
 
 /// The first bytes of archives that cannot be unpacked here: xz and bzip2.
@@ -116,13 +116,19 @@ impl Build<'_> {
             mode: target.mode,
         };
         let Target { destination, owner, mode } = target;
-        let what = json!(["COPY", copy.digest()?, destination, into_directory, owner, mode]);
+        let digest = copy.digest(Bounds::default())?;
+        let what = json!(["COPY", digest, destination, into_directory, owner, mode]);
         let key = stage.key_of(&what);
         if self.put_known(stage, key)? {
             return Ok(());
         }
-        let made = self.images.copy(&stage.layers, &copy, Bounds::default())?;
-        self.put_new(stage, key, made)
+        let (made, copied) = self.images.copy(&stage.layers, &copy, Bounds::default())?;
+        if copied == digest {
+            return self.put_new(stage, key, made);
+        }
+        // Somebody writes to it: the next build looks again.
+        self.engine.say("what is copied was changed meanwhile");
+        put(stage, made)
     }
 
     fn owner(&self, stage: &Stage, text: &str) -> Result<User, BuildError> {

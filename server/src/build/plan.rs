@@ -88,6 +88,9 @@ pub(super) enum Archives {
 impl Plan {
     /// Reads a Dockerfile.
     pub(super) fn parse(text: &str) -> Result<Self, BuildError> {
+        if text.contains('\0') {
+            return Err(BuildError::refused("Dockerfile: there is a zero byte in it"));
+        }
         let read = parse_dockerfile::parse(text)
             .map_err(|error| BuildError::refused(format!("Dockerfile: {error}")))?;
         let escape = read.parser_directives.escape.as_ref().map_or('\\', |known| known.value.value);

@@ -222,6 +222,7 @@ impl Build<'_> {
         if self.put_known(stage, key)? {
             return Ok(());
         }
+        check_room(stage)?;
         let limits = self.request.limits;
         let spec = ContainerSpec {
             label: "lazaret image build".into(),
@@ -247,11 +248,14 @@ impl Build<'_> {
             when_alone: WhenAlone::Ends,
             root_use: RootUse::Build,
         };
+        // Holes take no room in a container, but time to copy: they count like all else.
+        let unpacked_bytes = self.request.disk_bytes.get();
+        let bounds = Bounds { unpacked_bytes, ..Bounds::default() };
         let (outcome, upper) = self.engine.run(spec)?;
         let Some(upper) = upper.filter(|_| outcome.verdict == Verdict::Success) else {
             return Err(BuildError::Step { line: step.line, why: how_it_ended(&outcome) });
         };
-        let made = self.images.commit_layer(&upper, Bounds::default())?;
+        let made = self.images.commit_layer(&upper, bounds)?;
         self.put_new(stage, key, made)
     }
 
@@ -320,12 +324,18 @@ impl Stage {
     }
 }
 
-/// Puts one more layer on the others.
-fn put(stage: &mut Stage, made: HeldLayer) -> Result<(), BuildError> {
-    if stage.layers.len() >= MAX_LAYERS {
-        let why = format!("there are {MAX_LAYERS} layers already, the most there may be");
-        return Err(BuildError::refused(why));
+/// Whether there may be one more layer.
+fn check_room(stage: &Stage) -> Result<(), BuildError> {
+    if stage.layers.len() < MAX_LAYERS {
+        return Ok(());
     }
+    let why = format!("there are {MAX_LAYERS} layers already, the most there may be");
+    Err(BuildError::refused(why))
+}
+
+/// Puts one more layer on the others.
+pub(super) fn put(stage: &mut Stage, made: HeldLayer) -> Result<(), BuildError> {
+    check_room(stage)?;
     stage.holds.push(Arc::new(made.hold));
     stage.layers = made.layer.on(&stage.layers);
     Ok(())

@@ -33,9 +33,27 @@ pub(super) fn split(text: &str, escape: char) -> Vec<&str> {
     words
 }
 
+/// How deep `${NAME:-${OTHER:-…}}` may go.
+const MAX_DEPTH: usize = 50;
+
 /// A word without its quotes, its variables replaced by what they stand for.
 pub(super) fn expand(word: &str, escape: char, lookup: Lookup<'_>) -> Result<String, BuildError> {
-    let mut reader = Reader { rest: word, escape, lookup };
+    if word.contains('\0') {
+        return Err(BuildError::refused("a word has a zero byte in it"));
+    }
+    expand_within(word, (escape, lookup), MAX_DEPTH)
+}
+
+fn expand_within(
+    word: &str,
+    (escape, lookup): (char, Lookup<'_>),
+    depth: usize,
+) -> Result<String, BuildError> {
+    let Some(depth) = depth.checked_sub(1) else {
+        let why = format!("variables stand in each other, more than {MAX_DEPTH} deep");
+        return Err(BuildError::refused(why));
+    };
+    let mut reader = Reader { rest: word, escape, lookup, depth };
     let mut expanded = String::new();
     while let Some(character) = reader.next() {
         match character {
@@ -71,6 +89,7 @@ struct Reader<'a> {
     rest: &'a str,
     escape: char,
     lookup: Lookup<'a>,
+    depth: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -114,7 +133,8 @@ impl<'a> Reader<'a> {
             value = value.filter(|value| !value.is_empty());
             operator = self.next().ok_or_else(bad)?;
         }
-        let other = expand(self.up_to_brace().ok_or_else(bad)?, self.escape, self.lookup)?;
+        let other = self.up_to_brace().ok_or_else(bad)?;
+        let other = expand_within(other, (self.escape, self.lookup), self.depth)?;
         match (operator, value) {
             ('-', value) => Ok(value.unwrap_or(other)),
             ('+', Some(_)) => Ok(other),
@@ -183,7 +203,18 @@ mod tests {
         ] {
             assert_eq!(expanded(word), value, "{word}");
         }
-        for word in ["${", "${}", "${A", "${A:x}", "'a", "\"a", "${NONE:?it must be}"] {
+        let nested = "${NONE:-".repeat(60) + &"}".repeat(60);
+        for word in [
+            nested.as_str(),
+            "a\0",
+            "${",
+            "${}",
+            "${A",
+            "${A:x}",
+            "'a",
+            "\"a",
+            "${NONE:?it must be}",
+        ] {
             assert!(expanded(word).starts_with("error: "), "{word}: {}", expanded(word));
         }
     }

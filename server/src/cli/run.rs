@@ -18,7 +18,7 @@ use super::image::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
 use super::volume::{self, Mount};
 use super::{CliError, Form, input, say};
-use crate::commit;
+use crate::commit::{self, Written};
 use crate::config::LimitPolicy;
 use crate::request::{self, targets_apart};
 
@@ -98,6 +98,7 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     let name = name.transpose().map_err(|why| CliError::refused(format!("--commit: {why}")))?;
     let limits = args.limits(&LimitPolicy::default())?;
     let mut spec = args.spec(&store, &image, limits)?;
+    let disk_bytes = spec.disk_bytes;
     let _held;
     (_held, spec.volumes) = args.take_volumes()?;
     let Ran { mut outcome, upper, output } =
@@ -106,7 +107,8 @@ fn execute(args: &Args, form: Form) -> Result<ExitCode, CliError> {
         return Err(CliError::Unread);
     }
     if let Some(name) = name {
-        commit::commit(&store, (Some(&image), upper), &name, &mut outcome);
+        let written = Written { upper, base: Some(image), disk_bytes };
+        commit::commit(&store, written, &name, &mut outcome);
     }
     match output.into_json(&outcome, &limits) {
         Some(step) => {

@@ -24,7 +24,19 @@ pub(super) fn from_file(
     file: Vec<BindFile>,
     data_dir: &Path,
 ) -> Result<Vec<AllowedBind>, ConfigError> {
-    file.into_iter().map(|entry| of_entry(entry, data_dir)).collect()
+    let entries = file.into_iter().map(|entry| of_entry(entry, data_dir));
+    let entries: Vec<AllowedBind> = entries.collect::<Result<_, _>>()?;
+    let is_writable = |outer: &AllowedBind| outer.access == Access::ReadWrite;
+    for inner in entries.iter().filter(|entry| !is_writable(entry)) {
+        let around =
+            |outer: &&AllowedBind| is_writable(outer) && inner.path.starts_with(&outer.path);
+        if let Some(outer) = entries.iter().find(around) {
+            let (inner, outer) = (inner.path.display(), outer.path.display());
+            let why = format!("`{inner}` lies in `{outer}`, which jobs may write to, all of it");
+            return Err(ConfigError(format!("`allowed_binds`: {why}")));
+        }
+    }
+    Ok(entries)
 }
 
 fn of_entry(entry: BindFile, data_dir: &Path) -> Result<AllowedBind, ConfigError> {

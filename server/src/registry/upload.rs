@@ -74,7 +74,11 @@ impl Registry {
         let place = start.as_ref().zip(place).and_then(|(start, place)| start.join(place).ok());
         match (start, place) {
             (Some(start), Some(place)) if start.origin() == place.origin() => Ok(place),
-            _ => Err(self.silent("it does not say where on it an upload goes")),
+            _ => {
+                let registry = self.source.registry();
+                let why = format!("registry `{registry}` does not say where on it an upload goes");
+                Err(PullError::Refused(why))
+            }
         }
     }
 
