@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::entry::{Attributes, Entries as _, EntryPath};
 use super::layer::{Bounds, OPAQUE};
+use super::oci::MAX_LAYERS;
 use super::uses::{HeldLayer, Hold};
 use super::{Digest, Doing as _, Error, ImageStore, NewImage, Result, tree, walk};
 
@@ -46,6 +47,13 @@ impl ImageStore {
         let directories = corrections(held.layers())?;
         if directories.is_empty() {
             return Ok((new, vec![held]));
+        }
+        if new.layers.len() >= MAX_LAYERS {
+            let what = format!(
+                "it has {MAX_LAYERS} layers, and needs one more for the directories that they \
+                 leave out"
+            );
+            return Err(Error::NoImage { what });
         }
         let made = self.make_layer(Bounds::default(), |layer| {
             for (path, attributes) in &directories {

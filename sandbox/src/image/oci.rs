@@ -14,8 +14,9 @@ use super::{Digest, Error, ImageConfig, Result};
 /// Media types of Docker's documents (distribution, image manifest version 2 schema 2).
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// The most layers of an image: as many as an overlay takes on kernels before 6.5, and Docker has.
-pub const MAX_LAYERS: usize = 127;
+/// The most layers of an image: the names of more do not fit the page of options that mount(2)
+/// takes.
+pub const MAX_LAYERS: usize = 128;
 
 /// What the programs of an image are for, e.g. `linux/arm64/v8`.
 #[derive(Debug, Clone, PartialEq, Eq)]

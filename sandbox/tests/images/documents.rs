@@ -66,10 +66,10 @@ fn a_manifest_names_its_config_and_its_layers() {
 }
 
 #[test]
-fn an_image_has_127_layers_at_most() {
-    assert_eq!(manifest(127).layers.len(), 127);
-    let reason = refused(Document::parse(manifest_with(128).as_bytes()));
-    assert!(reason.contains("128 layers: 127 at most"), "{reason}");
+fn an_image_has_128_layers_at_most() {
+    assert_eq!(manifest(128).layers.len(), 128);
+    let reason = refused(Document::parse(manifest_with(129).as_bytes()));
+    assert!(reason.contains("129 layers: 128 at most"), "{reason}");
 }
 
 #[test]
