@@ -4,36 +4,23 @@
 //! top: these directories, as they should be, and nothing in them.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Timespec, XattrFlags, fgetxattr, fsetxattr, fstat, statat};
+use rustix::fs::{AtFlags, FileType, Timespec, fstat, statat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::entry::{Attributes, Entries as _, EntryPath};
-use super::layer::{Bounds, OPAQUE};
+use super::layer::Bounds;
+use super::marks::{IMPLIED, OPAQUE, has};
 use super::oci::MAX_LAYERS;
 use super::uses::{HeldLayer, Hold};
 use super::{Digest, Doing as _, Error, ImageStore, NewImage, Result, tree, walk};
 
-/// Marks these directories, and the root of a layer that has any. An overlay neither shows nor
-/// copies what has such a name.
-const IMPLIED: &str = "trusted.overlay.lazaret.implied";
 /// Of an image; those that tools leave out are a few for each layer.
 const MAX_IMPLIED: usize = 100_000;
 /// Opens what the digest of such a layer is made of: no other digest is made of it.
 const DOMAIN: &[u8] = b"lazaret: directories\0";
-
-/// Marks these directories of the layer below `root`.
-pub(super) fn mark(root: BorrowedFd<'_>, directories: &BTreeSet<EntryPath>) -> Result<()> {
-    let mark = |path: &EntryPath| {
-        let directory = tree::open_beneath(root, path.as_bytes())?;
-        fsetxattr(&directory, IMPLIED, b"y", XattrFlags::empty())
-    };
-    let top = directories.first().map(|_| EntryPath::parse(b"")).transpose()?;
-    let mut marked = directories.iter().chain(&top);
-    marked.try_for_each(mark).doing(|| "could not mark the directories of a layer".into())
-}
 
 impl ImageStore {
     /// The image with the layer that it needs for its directories, if it needs one. All layers are
@@ -156,19 +143,6 @@ fn find(layer: &OwnedFd, path: &EntryPath) -> Result<(Option<(Attributes, bool)>
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?,
     };
     Ok((Some((attributes, has(&directory, IMPLIED)?)), is_last))
-}
-
-/// Whether a directory of a layer is one that its archive left out.
-pub(super) fn is_implied(directory: &OwnedFd) -> bool {
-    has(directory, IMPLIED) == Ok(true)
-}
-
-fn has(directory: &OwnedFd, name: &str) -> Result<bool, Errno> {
-    match fgetxattr(directory, name, &mut [0; 8]) {
-        Ok(_) => Ok(true),
-        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// When a directory was changed says when it was unpacked, where nothing else did.

@@ -15,11 +15,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::entry::{Attributes, Entries, EntryPath, Node, bad, unreadable};
-use super::{Doing as _, Error, Result, implied, tree};
+use super::marks::{self, OPAQUE};
+use super::{Doing as _, Error, Result, tree};
 use crate::spec::MAX_ID;
 
-/// Marks a directory that hides what lower layers have below it.
-pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 /// Permissions of a directory that an archive left out.
 const IMPLIED_MODE: u32 = 0o755;
 const COPY_BYTES: usize = 128 << 10;
@@ -62,7 +61,7 @@ impl LayerWriter {
 
     /// All is written and on disk. Answers with the bytes of all files.
     pub(super) fn finish(self) -> Result<u64> {
-        implied::mark(self.root.as_fd(), &self.implied)?;
+        marks::mark_implied(self.root.as_fd(), &self.implied)?;
         for (path, modified_at) in &self.directory_times {
             // Opened anew: holding one descriptor for each directory would run out of them.
             let directory = tree::open_beneath(self.root.as_fd(), path.as_bytes())

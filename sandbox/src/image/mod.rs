@@ -26,6 +26,7 @@ mod index;
 mod known;
 mod layer;
 mod layers;
+mod marks;
 mod new_image;
 pub mod oci;
 mod outgoing;

@@ -13,8 +13,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::entry::{Attributes, Entries, EntryPath, Node, bad};
-use super::layer::OPAQUE;
-use super::{Error, Result, implied, tree};
+use super::{Error, Result, marks, tree};
 use crate::container::idmap;
 
 /// The longest list of names, and the longest value, of a file's extended attributes (xattr(7)).
@@ -182,10 +181,10 @@ impl<E: Entries> Walk<'_, E> {
         let directory = tree::open_beneath(self.source, path.as_bytes())?;
         let attributes = self.attributes(path, stat, extended_attributes(&directory)?)?;
         // The root of a layer bears the mark for those that are in it.
-        if *path == EntryPath::ROOT || !implied::is_implied(&directory) {
+        if *path == EntryPath::ROOT || !marks::is_implied(&directory) {
             self.entries.directory(path, &attributes)?;
         }
-        if is_opaque(&directory) {
+        if marks::is_opaque(&directory) {
             self.entries.opaque(path)?;
         }
         self.names(path)
@@ -243,12 +242,6 @@ impl<E: Entries> Walk<'_, E> {
 fn open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     openat(parent, name, flags, Mode::empty())
-}
-
-/// Whether a directory hides what lower layers have below it.
-fn is_opaque(directory: &OwnedFd) -> bool {
-    let mut value = [0; 1];
-    fgetxattr(directory, OPAQUE, &mut value) == Ok(1) && value == *b"y"
 }
 
 /// The attributes that an image may have, sorted by name.

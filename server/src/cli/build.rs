@@ -14,8 +14,8 @@ use lazaret_sandbox::spec::{ContainerSpec, Cpus, Limits};
 use tokio_util::task::TaskTracker;
 
 use super::containers::{Containers, Ran};
-use super::image::{Place, print};
 use super::output::Shown;
+use super::place::{Place, print};
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
 use super::transfer::{self, Access};
 use super::{CliError, Form, say};

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use jiff::Timestamp;
 use lazaret_sandbox::image::oci::Platform;
-use lazaret_sandbox::image::{Error, Image, ImageStore, ImportOptions, Pruned};
+use lazaret_sandbox::image::{Error, ImageStore, ImportOptions, Pruned};
 use serde_json::json;
 
 use super::client::Server;
+use super::place::{Place, print};
 use super::quantity::parse_bytes;
 use super::{CliError, Form, build, pull};
-use crate::config;
 
 /// What is done with images.
 #[derive(Debug, Subcommand)]
@@ -91,29 +91,6 @@ pub(super) enum Args {
     },
 }
 
-/// Where the images are.
-#[derive(Debug, clap::Args)]
-pub(super) struct Place {
-    /// The data directory.
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-}
-
-impl Place {
-    /// Opens the store of images.
-    pub(super) fn open(&self) -> Result<ImageStore, CliError> {
-        Ok(ImageStore::open(&self.directory()?.join("images"))?)
-    }
-
-    /// The data directory.
-    pub(super) fn directory(&self) -> Result<PathBuf, CliError> {
-        match &self.data {
-            Some(directory) => Ok(directory.clone()),
-            None => Ok(config::default_data_dir()?),
-        }
-    }
-}
-
 /// Does it.
 pub(super) fn run(args: &Args, form: Form) -> Result<ExitCode, CliError> {
     match args {
@@ -169,21 +146,4 @@ fn tell_pruned(pruned: Pruned, form: Form) -> io::Result<()> {
     let told = json!({ "images": images, "layers": layers, "bytes": bytes });
     let mib = bytes.div_ceil(1 << 20);
     form.print(&told, &format!("removed {images} images and {layers} layers, {mib} MiB"))
-}
-
-/// Prints images.
-pub(super) fn print(images: &[Image], form: Form) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if form == Form::Json {
-        return writeln!(out, "{}", serde_json::to_string_pretty(images)?);
-    }
-    let width = images.iter().map(|image| image.name.as_str().len()).max().unwrap_or(0).max(4);
-    writeln!(out, "{:width$}  {:19}  {:>10}  CREATED", "NAME", "DIGEST", "SIZE")?;
-    for image in images {
-        let digest: String = image.digest.to_string().chars().take(19).collect();
-        let created = image.created_at.map_or_else(|| "built in".into(), |at| at.to_string());
-        let mib = image.size_bytes.div_ceil(1 << 20);
-        writeln!(out, "{:width$}  {digest}  {mib:>6} MiB  {created:.19}", image.name.as_str())?;
-    }
-    Ok(())
 }

@@ -9,6 +9,7 @@ mod input;
 mod job;
 mod openapi;
 mod output;
+mod place;
 mod pull;
 mod quantity;
 mod run;

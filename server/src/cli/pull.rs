@@ -7,7 +7,7 @@ use lazaret_sandbox::image::Bounds;
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 
-use super::image::{Place, print};
+use super::place::{Place, print};
 use super::quantity::parse_bytes;
 use super::transfer::{self, Access};
 use super::{CliError, Form};

@@ -14,7 +14,7 @@ use lazaret_sandbox::spec::{
 use lazaret_sandbox::volume::VolumeHold;
 
 use super::containers::{Containers, Ran};
-use super::image::Place;
+use super::place::Place;
 use super::quantity::{parse_bytes, parse_ms, parse_variable};
 use super::volume::{self, Mount};
 use super::{CliError, Form, input, say};

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use lazaret_sandbox::spec::Access;
 use lazaret_sandbox::volume::{Volume, VolumeStore};
 
-use super::image::Place;
+use super::place::Place;
 use super::quantity::parse_bytes;
 use super::{CliError, Form};
 use crate::request::volume_target;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use lazaret_sandbox::{Settings, Zygote};
 use serde::Serialize;
 
-use super::image::Place;
+use super::place::Place;
 use super::{CliError, Form};
 
 /// What can be chosen.
