@@ -28,6 +28,9 @@ pub(crate) struct Load {
     /// Clients at one time.
     #[arg(long, default_value_t = 1)]
     concurrency: usize,
+    /// How long each client waits before it sends its next job, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pause_ms: u64,
     /// The image to run in; the server's default if it is left out.
     #[arg(long)]
     image: Option<String>,
@@ -49,7 +52,7 @@ pub(crate) fn measure(load: &Load) -> Result<Report, Error> {
     let started = Instant::now();
     let times = thread::scope(|scope| {
         let clients: Vec<_> = (0..load.concurrency)
-            .map(|_| scope.spawn(|| send_all(&client, &url, &job, (&sent, load.count))))
+            .map(|_| scope.spawn(|| send_all(&client, &url, &job, (&sent, load))))
             .collect();
         clients.into_iter().map(join).collect::<Result<Vec<_>, _>>()
     })?;
@@ -63,10 +66,11 @@ fn join(client: thread::ScopedJoinHandle<'_, Result<Vec<Duration>, Error>>) -> T
 /// How long each job of one client took.
 type Times = Result<Vec<Duration>, Error>;
 
-/// Sends jobs until all clients together have sent `count`.
-fn send_all(client: &Client, url: &str, job: &Value, (sent, count): (&AtomicU64, u64)) -> Times {
+/// Sends jobs until all clients together have sent as many as there are to be.
+fn send_all(client: &Client, url: &str, job: &Value, (sent, load): (&AtomicU64, &Load)) -> Times {
     let mut times = Vec::new();
-    while sent.fetch_add(1, Ordering::Relaxed) < count {
+    while sent.fetch_add(1, Ordering::Relaxed) < load.count {
+        thread::sleep(Duration::from_millis(load.pause_ms));
         let started = Instant::now();
         let response = client.post(url).json(job).send()?;
         let status = response.status();
