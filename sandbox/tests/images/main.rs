@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
 
 mod bundles;
+mod copying;
 mod documents;
 mod hostile;
 mod keeping;

@@ -5,9 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use lazaret_sandbox::image::oci::{MAX_LAYERS, Platform};
-use lazaret_sandbox::image::{
-    self, Bounds, Digest, HOST_IMAGE, HeldLayer, Hold, Image, ImageConfig, Layer,
-};
+use lazaret_sandbox::image::{self, Bounds, Digest, HeldLayer, Hold, Image, ImageConfig, Layer};
 use lazaret_sandbox::outcome::{Outcome, Verdict};
 use lazaret_sandbox::spec::{
     ContainerSpec, OutputOverflow, RootUse, StepSpec, User, When, WhenAlone,
@@ -137,14 +135,13 @@ impl Build<'_> {
         Ok(stage)
     }
 
+    /// The image of this name, pulled if it is not here.
     pub(super) fn image(&self, name: &str) -> Result<Image, BuildError> {
         let image = match self.images.get(name)? {
             Some(image) => image,
             None => self.engine.get_image(name)?,
         };
-        if image.name.as_str() == HOST_IMAGE {
-            self.images.can_leave(&image)?;
-        }
+        self.images.can_leave(&image)?;
         Ok(image)
     }
 
